@@ -1,0 +1,1 @@
+"""Benchmarks; ``cases`` is the table that they share with the tests."""

@@ -1,0 +1,87 @@
+"""What users hand in, checked and converted once: below this line arrays are what the kernels expect."""
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+Sizes = dict[str, int]
+
+
+def reals(spec: str, *arrays: ArrayLike) -> tuple[list[Array], Sizes]:
+    """Arrays of real numbers in one type, C-contiguous, of shapes that fit together.
+
+    ``spec`` names each array with its shape, as in ``"x(N,D) Wx(D,4H) Wh(H,4H)"``. The type is float32 where
+    the arrays' common type is float32 or narrower, else float64. An array that already is as wanted is not
+    copied. Returns the arrays and the sizes of the letters.
+
+    Raises ``TypeError`` for anything but real numbers, ``ValueError`` for shapes that do not fit.
+    """
+    entries = re.findall(r"(\w+)\(([^)]*)\)", spec)
+    converted = [real(name, array) for (name, _), array in zip(entries, arrays, strict=True)]
+    sizes: Sizes = {}
+    for (name, dims), array in zip(entries, converted, strict=True):
+        _match(name, dims, array.shape, sizes)
+    dtype = real_type(*converted)
+    return [np.asarray(array, dtype, order="C") for array in converted], sizes
+
+
+def real(name: str, array: ArrayLike) -> Array:
+    """``array`` as a NumPy array of real numbers. Raises ``TypeError`` naming it otherwise."""
+    converted = np.asarray(array)
+    if converted.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got an array of {converted.dtype}")
+    return converted
+
+
+def real_type(*arrays: Array) -> np.dtype[Any]:
+    """float32 where the arrays' common type is float32 or narrower, else float64."""
+    common = np.result_type(np.float32, *(array.dtype for array in arrays))
+    return np.dtype(np.float32 if common == np.float32 else np.float64)
+
+
+def _match(name: str, dims: str, shape: tuple[int, ...], sizes: Sizes) -> None:
+    """Check a shape against ``"D,4H"``, learning the letters that are new."""
+    symbols = dims.split(",")
+    fits = len(symbols) == len(shape)
+    if fits:
+        for symbol, size in zip(symbols, shape, strict=True):
+            factor, letter = int(symbol[:-1] or 1), symbol[-1]
+            if factor == 1:
+                sizes.setdefault(letter, size)
+            fits = fits and sizes.get(letter) is not None and factor * sizes[letter] == size
+    if not fits:
+        known = ", ".join(f"{s[-1]}={sizes[s[-1]]}" for s in symbols if s[-1] in sizes)
+        where = f" with {known}" if known else ""
+        raise ValueError(f"{name}: expected shape ({dims}){where}, got {shape}")
+
+
+def integers(name: str, array: ArrayLike) -> Array:
+    """``array`` as int64, C-contiguous. Floats that are whole numbers will do.
+
+    Raises ``TypeError`` for anything but numbers and ``ValueError`` for fractions.
+    """
+    given = real(name, array)
+    if given.dtype.kind != "f":
+        return np.asarray(given, np.int64, order="C")
+    whole = np.isfinite(given) & (given == np.trunc(given))
+    if not whole.all():
+        raise ValueError(f"{name}: expected whole numbers, got {given[~whole].flat[0]}")
+    return np.asarray(given, np.int64, order="C")
+
+
+def tokens(name: str, array: ArrayLike, V: int) -> Array:
+    """Token ids as int64, C-contiguous, all in 0..V-1.
+
+    Raises as :func:`integers` does, and ``IndexError`` for an id outside the vocabulary.
+    """
+    ids = integers(name, array)
+    outside = (ids < 0) | (ids >= V)
+    if outside.any():
+        where = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise IndexError(
+            f"{name}: token {ids[where]} at {list(where)} is outside the vocabulary of {V} (0..{V - 1})"
+        )
+    return ids

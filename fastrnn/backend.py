@@ -1,0 +1,233 @@
+"""The only door to the kernels: which backend computes, and on how many threads.
+
+Nothing else in fastrnn imports a kernel module, reads ``FASTRNN_*`` or calls threadpoolctl.
+"""
+
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+import threading
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+import threadpoolctl
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_MODULES = {  # in the order of the automatic choice
+    "cython": "fastrnn.kernels.cython_kernels",
+    "numba": "fastrnn.kernels.numba_kernels",
+    "numpy": "fastrnn.kernels.numpy_kernels",
+}
+
+
+class Kernels(Protocol):
+    """The contract, written once: a test compares every backend's signatures with it.
+
+    ``kernels/README.md`` gives the shapes; ``kernels/numpy_kernels.py`` the equations.
+    """
+
+    # fmt: off
+    def make_work(self) -> Any: ...
+    def rnn_forward(self, x: Array, rows: Array, batch_sizes: Array, h0: Array, Wx: Array, Wh: Array,
+                    b: Array, h: Array, work: Any) -> None: ...
+    def rnn_backward(self, dh: Array, x: Array, rows: Array, batch_sizes: Array, h0: Array, h: Array,
+                     Wx: Array, Wh: Array, dx: Array | None, dh0: Array | None, dWx: Array | None,
+                     dWh: Array | None, db: Array | None, work: Any) -> None: ...
+    def lstm_forward(self, x: Array, rows: Array, batch_sizes: Array, h0: Array, c0: Array, Wx: Array,
+                     Wh: Array, b: Array, h: Array, c: Array, gates: Array | None, work: Any) -> None: ...
+    def lstm_backward(self, dh: Array, dcT: Array, x: Array, rows: Array, batch_sizes: Array, h0: Array,
+                      c0: Array, h: Array, c: Array, gates: Array, Wx: Array, Wh: Array,
+                      dx: Array | None, dh0: Array | None, dc0: Array | None, dWx: Array | None,
+                      dWh: Array | None, db: Array | None, work: Any) -> None: ...
+    def rnn_step(self, a: Array, rows: Array, prev_h: Array, Wh: Array, h: Array, work: Any) -> None: ...
+    def lstm_step(self, a: Array, rows: Array, prev_h: Array, prev_c: Array, Wh: Array, h: Array,
+                  c: Array, work: Any) -> None: ...
+    def affine_forward(self, x: Array, W: Array, b: Array, out: Array, work: Any) -> None: ...
+    def affine_backward(self, dout: Array, x: Array, W: Array, dx: Array | None, dW: Array | None,
+                        db: Array | None, work: Any) -> None: ...
+    def embedding_forward(self, tokens: Array, W: Array, out: Array) -> None: ...
+    def embedding_backward(self, tokens: Array, dout: Array, dW: Array, work: Any) -> None: ...
+    def softmax_loss(self, scores: Array, targets: Array, mask: Array, scale: float,
+                     dscores: Array | None, work: Any) -> float: ...
+    def vocab_loss(self, h: Array, W: Array, b: Array, targets: Array, mask: Array, scale: float,
+                   dh: Array | None, dW: Array | None, db: Array | None, work: Any) -> float: ...
+    def sgd(self, w: Array, dw: Array, learning_rate: float) -> None: ...
+    def sgd_momentum(self, w: Array, dw: Array, velocity: Array, learning_rate: float,
+                     momentum: float) -> None: ...
+    def rmsprop(self, w: Array, dw: Array, cache: Array, learning_rate: float, decay_rate: float,
+                epsilon: float) -> None: ...
+    def adam(self, w: Array, dw: Array, m: Array, v: Array, t: int, learning_rate: float, beta1: float,
+             beta2: float, epsilon: float) -> None: ...
+    # fmt: on
+
+
+# ---------------------------------------------------------------------------------------------------
+# Which backend
+
+_in_context: ContextVar[str | None] = ContextVar("fastrnn backend", default=None)
+_in_process: list["use_backend"] = []  # the plain calls, the newest last
+_lock = threading.Lock()
+
+
+def available_backends() -> tuple[str, ...]:
+    """The names of the backends that this installation has, the automatic choice first."""
+    return tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module))
+
+
+class use_backend:
+    """Choose the kernels that compute: ``"cython"``, ``"numba"`` or ``"numpy"``.
+
+    Called plainly, ``use_backend("numpy")`` sets the choice for the whole process. As a context manager,
+    ``with use_backend("numpy"): ...`` sets it for the current context only: other threads and asynchronous
+    tasks keep theirs. Without any call the environment variable ``FASTRNN_BACKEND`` decides, else the first
+    of :func:`available_backends`.
+
+    Raises ``ValueError`` for an unknown name and ``ImportError`` for a backend that is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _existing(name, "backend")
+        self._tokens: list[Token[str | None]] = []
+        with _lock:
+            _in_process.append(self)
+
+    def __enter__(self) -> Self:
+        with _lock:  # it was not a plain call after all
+            if self in _in_process:
+                _in_process.remove(self)
+        self._tokens.append(_in_context.set(self.name))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _in_context.reset(self._tokens.pop())
+
+
+def current_backend() -> str:
+    """The name of the backend that the next call will use. Raises as :class:`use_backend` does."""
+    return _current()[0]
+
+
+def _current() -> tuple[str, str]:
+    """The backend's name and who chose it."""
+    if name := _in_context.get():
+        return name, "use_backend in this context"
+    if _in_process:
+        return _in_process[-1].name, "use_backend"
+    if name := os.environ.get("FASTRNN_BACKEND"):
+        return _existing(name, "FASTRNN_BACKEND"), "FASTRNN_BACKEND"
+    return available_backends()[0], "automatic"
+
+
+def _existing(name: str, asked_by: str) -> str:
+    if name not in _MODULES:
+        raise ValueError(f"{asked_by}: expected one of {', '.join(map(repr, _MODULES))}, got {name!r}")
+    if name not in available_backends():
+        raise ImportError(
+            f"{asked_by}: {name!r} is not part of this installation, which has "
+            f"{', '.join(map(repr, available_backends()))}"
+        )
+    return name
+
+
+def kernels() -> Kernels:
+    """The kernels of the current backend. Raises as :class:`use_backend` does."""
+    _apply_asked_threads()
+    return cast(Kernels, importlib.import_module(_MODULES[current_backend()]))
+
+
+_scratch = threading.local()
+
+
+def work() -> Any:
+    """The calling thread's scratch for the current backend's kernels, kept until the thread ends."""
+    kept: dict[str, Any] = _scratch.__dict__
+    name = current_backend()
+    if name not in kept:
+        kept[name] = kernels().make_work()
+    return kept[name]
+
+
+# ---------------------------------------------------------------------------------------------------
+# How many threads
+
+_asked_threads: int | None = None
+_applied_threads: int | None = None
+
+
+def set_num_threads(n: int) -> None:
+    """Let the kernels run on ``n`` threads. The NumPy backend's threads are those of NumPy's BLAS.
+
+    Without any call the environment variable ``FASTRNN_NUM_THREADS`` decides; without it BLAS keeps the
+    number that it chose itself. Raises ``ValueError`` unless ``n`` is a whole number of at least 1.
+    """
+    global _asked_threads
+    _asked_threads = _thread_count(n, "n")
+    _apply_asked_threads()
+
+
+def get_num_threads() -> int:
+    """The number of threads that the kernels run on."""
+    _apply_asked_threads()
+    if _applied_threads is not None:
+        return _applied_threads
+    return max((pool["num_threads"] for pool in _blas_pools()), default=1)
+
+
+def _thread_count(n: Any, asked_by: str) -> int:
+    try:
+        count = int(n)
+        valid = count == float(n) and count >= 1
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{asked_by}: expected a whole number of threads, at least 1, got {n!r}")
+    return count
+
+
+def _apply_asked_threads() -> None:
+    global _applied_threads
+    asked = _asked_threads
+    if asked is None:
+        if not (value := os.environ.get("FASTRNN_NUM_THREADS")):
+            return
+        asked = _thread_count(value, "FASTRNN_NUM_THREADS")
+    if asked != _applied_threads:
+        threadpoolctl.threadpool_limits(asked, user_api="blas")
+        _applied_threads = asked
+
+
+def _blas_pools() -> list[dict[str, Any]]:
+    return [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def show_config() -> None:
+    """Print what computes: versions, backend and who chose it, threads, BLAS."""
+    from fastrnn import __version__
+
+    name, chosen_by = _current()
+    rows = {
+        "fastrnn": __version__,
+        "backend": f"{name} ({chosen_by})",
+        "available": ", ".join(available_backends()),
+        "threads": str(get_num_threads()),
+        "python": f"{platform.python_version()} on {sys.platform} {platform.machine()}",
+        "numpy": np.__version__,
+    }
+    for pool in _blas_pools():
+        rows.setdefault(
+            "blas",
+            f"{pool['internal_api']} {pool.get('version')}, {pool.get('architecture', 'unknown')} kernels",
+        )
+    for label, value in rows.items():
+        print(f"{label:<10} {value}")

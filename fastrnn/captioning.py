@@ -1,0 +1,264 @@
+"""The captioning model: image features start a recurrent network that writes the caption word by word."""
+
+import json
+import os
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from fastrnn import backend, decoding, files, recurrence
+from fastrnn.arrays import integers, reals, tokens
+from fastrnn.data.pca import PCA
+
+Array = NDArray[Any]
+
+_FORMAT = "fastrnn.CaptioningRNN 1"
+_GATES = {"rnn": 1, "lstm": 4}  # blocks of H columns in Wx, Wh and b
+
+
+class _Batch(NamedTuple):
+    """Captions packed to their live tokens: what follows the last target changes nothing."""
+
+    packed: recurrence.Packed
+    words: Array  # (U,) the distinct input tokens
+    rows: Array  # (S,) packed row s reads words[rows[s]]
+    targets: Array  # (S,)
+    mask: Array  # (S,) 1, or 0 where the target is NULL
+
+
+class CaptioningRNN:
+    """A captioner as published: features -> h0 -> RNN or LSTM over word vectors -> scores of the next word.
+
+    ``word_to_idx`` maps words to 0..V-1 and must have ``<NULL>``; ``<START>`` and ``<END>`` may be missing.
+    ``input_dim`` is the width D of the image features, ``wordvec_dim`` W that of the word vectors,
+    ``hidden_dim`` H that of the state; ``cell_type`` is ``"rnn"`` or ``"lstm"``, ``dtype`` float32 or
+    float64.
+
+    ``params`` holds W_embed (V,W), W_proj (D,H), b_proj (H,), Wx (W,mH), Wh (H,mH), b (mH,), W_vocab (H,V),
+    b_vocab (V,), with m = 4 for an LSTM and 1 for an RNN, drawn from NumPy's global generator. They may be
+    replaced at any time, by arrays of another real type too: their common type is the one computed in.
+    ``feature_pca`` is the :class:`fastrnn.data.PCA` that made the features, or None.
+
+    Raises ``ValueError`` for another cell type or dtype, or a vocabulary without ``<NULL>``.
+    """
+
+    def __init__(
+        self,
+        word_to_idx: dict[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        if cell_type not in _GATES:
+            raise ValueError(f"cell_type: expected 'rnn' or 'lstm', got {cell_type!r}")
+        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ValueError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+        if "<NULL>" not in word_to_idx:
+            raise ValueError("word_to_idx: expected an entry '<NULL>'")
+        self.cell_type = cell_type
+        self.dtype = dtype
+        self.word_to_idx = word_to_idx
+        self.idx_to_word = {i: word for word, i in word_to_idx.items()}
+        self.feature_pca: PCA | None = None
+        self._null = word_to_idx["<NULL>"]
+        self._start = word_to_idx.get("<START>")
+        self._end = word_to_idx.get("<END>")
+
+        V, D, W, H, m = len(word_to_idx), input_dim, wordvec_dim, hidden_dim, _GATES[cell_type]
+        params = {
+            "W_embed": np.random.randn(V, W) / 100,
+            "W_proj": np.random.randn(D, H) / np.sqrt(D),
+            "b_proj": np.zeros(H),
+            "Wx": np.random.randn(W, m * H) / np.sqrt(W),
+            "Wh": np.random.randn(H, m * H) / np.sqrt(H),
+            "b": np.zeros(m * H),
+            "W_vocab": np.random.randn(H, V) / np.sqrt(H),
+            "b_vocab": np.zeros(V),
+        }
+        self.params: dict[str, Array] = {name: w.astype(dtype) for name, w in params.items()}
+
+    # -----------------------------------------------------------------------------------------------
+    # Training
+
+    def loss(self, features: ArrayLike, captions: ArrayLike) -> tuple[float, dict[str, Array]]:
+        """Loss of captions (N,T) for image features (N,D), and its gradient for every parameter.
+
+        The words are ``captions[:, :-1]``, the targets ``captions[:, 1:]``; targets that are NULL do not
+        count. The loss is summed over the targets and divided by N.
+
+        Raises ``ValueError`` for shapes that do not fit, no captions, or features that are not finite;
+        ``IndexError`` for a token outside the vocabulary.
+        """
+        params, features, batch = self._batch(features, captions)
+        kernels, work, N = backend.kernels(), backend.work(), len(features)
+        run = self._run(params, features, batch)
+        grads = {name: np.empty_like(w) for name, w in params.items()}
+        dh = np.empty_like(run.h)
+        loss = kernels.vocab_loss(
+            run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / N,
+            dh, grads["W_vocab"], grads["b_vocab"], work,
+        )  # fmt: skip
+        d = recurrence.backward(dh, None, run)
+        grads["Wx"], grads["Wh"], grads["b"] = d.dWx, d.dWh, d.db
+        kernels.embedding_backward(batch.words, d.dx, grads["W_embed"], work)
+        kernels.affine_backward(
+            d.dh0, features, params["W_proj"], None, grads["W_proj"], grads["b_proj"], work
+        )
+        return loss, grads
+
+    def evaluate_loss(self, features: ArrayLike, captions: ArrayLike) -> float:
+        """The loss alone, at a third of the work. Takes and raises what :meth:`loss` does."""
+        params, features, batch = self._batch(features, captions)
+        run = self._run(params, features, batch, backward_follows=False)
+        return backend.kernels().vocab_loss(
+            run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / len(features),
+            None, None, None, backend.work(),
+        )  # fmt: skip
+
+    def _batch(self, features: ArrayLike, captions: ArrayLike) -> tuple[dict[str, Array], Array, _Batch]:
+        """Parameters and features (N,D) as the kernels want them, the latter sorted, and packed captions."""
+        params = self._checked_params()
+        V, D = len(params["W_embed"]), len(params["W_proj"])
+        features = self._checked_features(features, D, params["Wx"].dtype)
+        given = tokens("captions", captions, V)
+        if given.ndim != 2 or len(given) != len(features) or 0 in given.shape:
+            raise ValueError(
+                f"captions: expected shape (N,T) with N={len(features)} and T > 0, got {given.shape}"
+            )
+        inputs, targets = given[:, :-1], given[:, 1:]
+        mask = targets != self._null
+        T = inputs.shape[1]
+        lengths = np.max(mask * np.arange(1, T + 1), axis=1, initial=0)  # through the last target that counts
+        packed = recurrence.pack(lengths, T)
+        words, rows = np.unique(inputs.reshape(-1)[packed.positions], return_inverse=True)
+        return (
+            params,
+            features[packed.order],
+            _Batch(
+                packed,
+                words,
+                rows,
+                targets.reshape(-1)[packed.positions],
+                mask.reshape(-1)[packed.positions].astype(features.dtype),
+            ),
+        )
+
+    def _run(
+        self, params: dict[str, Array], features: Array, batch: _Batch, *, backward_follows: bool = True
+    ) -> recurrence.Run:
+        h0 = self._initial_state(params, features)
+        x = np.empty((len(batch.words), params["W_embed"].shape[1]), h0.dtype)
+        backend.kernels().embedding_forward(batch.words, params["W_embed"], x)
+        c0 = np.zeros_like(h0) if self.cell_type == "lstm" else None
+        return recurrence.forward(
+            x, batch.rows, batch.packed.batch_sizes, h0, c0, params["Wx"], params["Wh"], params["b"],
+            backward_follows=backward_follows,
+        )  # fmt: skip
+
+    def _initial_state(self, params: dict[str, Array], features: Array) -> Array:
+        h0 = np.empty((len(features), len(params["Wh"])), features.dtype)
+        backend.kernels().affine_forward(features, params["W_proj"], params["b_proj"], h0, backend.work())
+        return h0
+
+    def _checked_params(self) -> dict[str, Array]:
+        m = "" if self.cell_type == "rnn" else "4"
+        names = ("W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab", "b_vocab")
+        arrays, _ = reals(
+            f"W_embed(V,W) W_proj(D,H) b_proj(H) Wx(W,{m}H) Wh(H,{m}H) b({m}H) W_vocab(H,V) b_vocab(V)",
+            *(self.params[name] for name in names),
+        )
+        return dict(zip(names, arrays, strict=True))
+
+    @staticmethod
+    def _checked_features(features: ArrayLike, D: int, dtype: Any) -> Array:
+        (given,), _ = reals("features(N,D)", features)
+        if given.shape[1] != D or len(given) == 0:
+            raise ValueError(f"features: expected shape (N,D) with D={D} and N > 0, got {given.shape}")
+        finite = np.isfinite(given).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"features: row {np.argmin(finite)} has NaN or infinite values")
+        return given.astype(dtype, copy=False)
+
+    # -----------------------------------------------------------------------------------------------
+    # Captions
+
+    def sample(self, features: ArrayLike, max_length: int = 30) -> Array:
+        """Write a caption for each of the image features (N,D), always taking the likeliest next word.
+
+        Returns tokens (N,max_length) int32, the first after START; what follows END means nothing.
+        Raises ``ValueError`` without ``<START>`` in the vocabulary, and as :meth:`loss` does.
+        """
+        if self._start is None:
+            raise ValueError("word_to_idx: expected an entry '<START>' to begin a caption with")
+        length = int(integers("max_length", max_length))
+        if length < 0:
+            raise ValueError(f"max_length: expected at least 0, got {max_length}")
+        params = self._checked_params()
+        Wx, Wh, b = params["Wx"], params["Wh"], params["b"]
+        features = self._checked_features(features, len(params["W_proj"]), Wx.dtype)
+        kernels, work = backend.kernels(), backend.work()
+        h = self._initial_state(params, features)
+        c = np.zeros_like(h)
+
+        def step(words: Array) -> Array:
+            nonlocal h, c
+            distinct, rows = np.unique(words, return_inverse=True)
+            x = np.empty((len(distinct), len(Wx)), Wx.dtype)
+            kernels.embedding_forward(distinct, params["W_embed"], x)
+            a = np.empty((len(distinct), len(b)), Wx.dtype)
+            kernels.affine_forward(x, Wx, b, a, work)
+            prev_h, h = h, np.empty_like(h)
+            if self.cell_type == "rnn":
+                kernels.rnn_step(a, rows, prev_h, Wh, h, work)
+            else:
+                prev_c, c = c, np.empty_like(c)
+                kernels.lstm_step(a, rows, prev_h, prev_c, Wh, h, c, work)
+            scores = np.empty((len(words), len(params["b_vocab"])), Wx.dtype)
+            kernels.affine_forward(h, params["W_vocab"], params["b_vocab"], scores, work)
+            return scores
+
+        return decoding.greedy(step, np.full(len(features), self._start), length)
+
+    # -----------------------------------------------------------------------------------------------
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters, vocabulary, cell type, dtype and feature PCA to a safetensors file.
+
+        The file appears whole or not at all. Raises ``OSError`` where it cannot be written.
+        """
+        arrays = {f"params.{name}": w for name, w in self.params.items()}
+        if self.feature_pca is not None:
+            arrays |= {f"feature_pca.{name}": a for name, a in self.feature_pca._asdict().items()}
+        metadata = {
+            "format": _FORMAT,
+            "cell_type": self.cell_type,
+            "dtype": np.dtype(self.dtype).name,
+            "word_to_idx": json.dumps(self.word_to_idx),
+        }
+        files.write_tensors(path, arrays, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a model that :meth:`save` wrote, without drawing from any random generator.
+
+        Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it holds no such model.
+        """
+        arrays, metadata = files.read_tensors(path)
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path}: expected a model saved as {_FORMAT!r}, got {metadata.get('format')!r}")
+        groups: dict[str, dict[str, Array]] = {"params": {}, "feature_pca": {}}
+        for name, array in arrays.items():
+            group, _, key = name.partition(".")
+            groups[group][key] = array
+        state = np.random.get_state()
+        model = cls(json.loads(metadata["word_to_idx"]), 1, 1, 1, metadata["cell_type"], metadata["dtype"])
+        np.random.set_state(state)
+        model.params = groups["params"]
+        if groups["feature_pca"]:
+            model.feature_pca = PCA(**groups["feature_pca"])
+        model._checked_params()
+        return model

@@ -1,0 +1,23 @@
+"""Caption data sets: the published layout on disk, and making one from COCO-format files."""
+
+from fastrnn.data.coco import (
+    CaptionData,
+    Split,
+    decode_captions,
+    load_coco_data,
+    open_data,
+    sample_coco_minibatch,
+)
+from fastrnn.data.pca import PCA
+from fastrnn.data.prepare import prepare
+
+__all__ = [
+    "PCA",
+    "CaptionData",
+    "Split",
+    "decode_captions",
+    "load_coco_data",
+    "open_data",
+    "prepare",
+    "sample_coco_minibatch",
+]

@@ -1,0 +1,319 @@
+"""The published COCO layout on disk, and two ways to read it.
+
+A data directory holds::
+
+    coco2014_captions.h5           train_captions (n,17) int32, train_image_idxs (n,), and the same for val
+    train2014_vgg16_fc7_pca.h5     features (images,D) float32; without _pca the raw ones; the same for val
+    coco2014_vocab.json            idx_to_word (list), word_to_idx (dict)
+    train2014_urls.txt             a URL or file name per image; the same for val
+
+and, where ``fastrnn data prepare`` made it, ``references.json`` (image ids and raw captions of every image)
+and ``pca.safetensors`` (the projection of raw features). Tokens 0 to 3 are ``<NULL> <START> <END> <UNK>``; a
+caption is START, at most 15 words, END and NULLs.
+
+:func:`load_coco_data` and :func:`sample_coco_minibatch` are the published functions, with their traps: every
+feature in memory, draws with replacement from NumPy's global generator. :func:`open_data` is the way for
+real work: features stay on disk, epochs are true epochs, and the generator is yours.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrnn import files
+from fastrnn.data.pca import PCA
+
+Array = NDArray[Any]
+StrPath = str | os.PathLike[str]
+
+BASE_DIR = "cs231n/datasets/coco_captioning"
+SPECIAL = ("<NULL>", "<START>", "<END>", "<UNK>")
+MAX_WORDS = 15
+CAPTIONS, VOCABULARY, REFERENCES, PROJECTION = (
+    "coco2014_captions.h5",
+    "coco2014_vocab.json",
+    "references.json",
+    "pca.safetensors",
+)
+
+
+def features_file(split: str, pca: bool) -> str:
+    """The name of a split's feature file."""
+    return f"{split}2014_vgg16_fc7{'_pca' if pca else ''}.h5"
+
+
+def urls_file(split: str) -> str:
+    """The name of a split's list of image URLs."""
+    return f"{split}2014_urls.txt"
+
+
+# ---------------------------------------------------------------------------------------------------
+# The published functions
+
+
+def load_coco_data(
+    base_dir: StrPath = BASE_DIR, max_train: int | None = None, pca_features: bool = True
+) -> dict[str, Any]:
+    """Read a whole data directory into memory.
+
+    ``max_train`` keeps that many training captions, drawn with replacement by ``numpy.random.randint``.
+    Returns a dictionary of ``train_captions`` (n,17), ``train_image_idxs`` (n,), ``train_features``
+    (images,D), ``train_urls`` (images,), the same for val, ``idx_to_word`` (list) and ``word_to_idx`` (dict).
+
+    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for one that is not what it should be.
+    """
+    print("base dir ", base_dir)
+    directory = Path(base_dir)
+    data: dict[str, Any] = {}
+    with open_h5(directory / CAPTIONS) as captions:
+        for name in captions:
+            data[name] = captions[name][()]
+    for split in ("train", "val"):
+        with open_h5(directory / features_file(split, pca_features)) as features:
+            data[f"{split}_features"] = dataset(features, "features")[()]
+    data.update(files.read_json(directory / VOCABULARY))
+    for split in ("train", "val"):
+        data[f"{split}_urls"] = np.asarray(_read_lines(directory / urls_file(split)))
+    if max_train is not None:
+        kept = np.random.randint(len(data["train_captions"]), size=max_train)
+        data["train_captions"] = data["train_captions"][kept]
+        data["train_image_idxs"] = data["train_image_idxs"][kept]
+    return data
+
+
+def sample_coco_minibatch(
+    data: Mapping[str, Any], batch_size: int = 100, split: str = "train"
+) -> tuple[Array, Array, Array]:
+    """Draw captions (n,17), features (n,D) and URLs (n,) with replacement by ``numpy.random.choice``."""
+    chosen = np.random.choice(len(data[f"{split}_captions"]), batch_size)
+    images = data[f"{split}_image_idxs"][chosen]
+    return data[f"{split}_captions"][chosen], data[f"{split}_features"][images], data[f"{split}_urls"][images]
+
+
+def decode_captions(captions: Array, idx_to_word: Sequence[str] | Mapping[int, str]) -> str | list[str]:
+    """Captions (T,) or (N,T) as one string or a list: NULL is left out, the string ends with ``<END>``."""
+    captions = np.asarray(captions)
+    decoded = []
+    for caption in np.atleast_2d(captions):
+        words = []
+        for token in caption.tolist():
+            word = idx_to_word[int(token)]
+            if word != "<NULL>":
+                words.append(word)
+            if word == "<END>":
+                break
+        decoded.append(" ".join(words))
+    return decoded[0] if captions.ndim == 1 else decoded
+
+
+# ---------------------------------------------------------------------------------------------------
+# The native path
+
+
+@dataclass(frozen=True)
+class Split:
+    """The captions of one split and the features of its images."""
+
+    name: str
+    captions: Array  # (n,17) int32
+    image_idxs: Array  # (n,) which row of features belongs to each caption
+    features: Array  # (images,D), on disk where the file allows
+    urls: list[str]  # one per image
+
+    def __len__(self) -> int:
+        """The number of captions."""
+        return len(self.captions)
+
+    def minibatches(
+        self, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[Array, Array, Array]]:
+        """One true epoch: every caption once, shuffled by ``rng``, or in the order given without one.
+
+        Yields features (n,D), captions (n,17) and image indices (n,), n = batch_size but for the last.
+        """
+        order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
+        for start in range(0, len(self), batch_size):
+            chosen = order[start : start + batch_size]
+            images = self.image_idxs[chosen]
+            yield np.asarray(self.features[images]), self.captions[chosen], images
+
+    def subset(self, n: int, rng: np.random.Generator) -> "Split":
+        """The first n captions of a permutation drawn from ``rng``, all of them if there are fewer."""
+        kept = rng.permutation(len(self))[:n]
+        return replace(self, captions=self.captions[kept], image_idxs=self.image_idxs[kept])
+
+
+@dataclass(frozen=True)
+class CaptionData:
+    """A data directory, opened by :func:`open_data`."""
+
+    directory: Path
+    word_to_idx: dict[str, int]
+    idx_to_word: list[str]
+    train: Split
+    val: Split
+    pca: PCA | None  # how raw features became these, where known
+
+    @property
+    def input_dim(self) -> int:
+        """The width D of the features."""
+        return int(self.train.features.shape[1])
+
+    def split(self, name: str) -> Split:
+        """The split of that name. Raises ``ValueError`` for another than train and val."""
+        splits = {"train": self.train, "val": self.val}
+        if name not in splits:
+            raise ValueError(f"split: expected 'train' or 'val', got {name!r}")
+        return splits[name]
+
+    def references(self, name: str) -> list[list[str]]:
+        """The raw captions of every image of a split, in the order of its features.
+
+        Raises ``FileNotFoundError`` where the directory has no ``references.json``.
+        """
+        path = self.directory / REFERENCES
+        references: list[list[str]] = read_references(path)[self.split(name).name]["captions"]
+        if len(references) != len(self.split(name).features):
+            raise ValueError(
+                f"{path}: has captions of {len(references)} {name} images, the features are of "
+                f"{len(self.split(name).features)}"
+            )
+        return references
+
+
+def open_data(directory: StrPath) -> CaptionData:
+    """Open a data directory without reading its features, the PCA ones where there are both.
+
+    Raises ``FileNotFoundError`` for a missing file, and ``ValueError`` naming the file for one that is
+    truncated, empty, or does not fit the others.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such directory")
+    vocabulary = read_vocabulary(directory / VOCABULARY)
+    pca_features = (directory / features_file("train", pca=True)).exists()
+    train, val = (_open_split(directory, split, pca_features, vocabulary) for split in ("train", "val"))
+    if train.features.shape[1] != val.features.shape[1]:
+        raise ValueError(
+            f"{directory}: train features are {train.features.shape[1]} wide, val {val.features.shape[1]}"
+        )
+    has_projection = pca_features and (directory / PROJECTION).exists()
+    pca = PCA.load(directory / PROJECTION) if has_projection else None
+    return CaptionData(
+        directory, vocabulary["word_to_idx"], vocabulary["idx_to_word"], train=train, val=val, pca=pca
+    )
+
+
+def _open_split(directory: Path, name: str, pca: bool, vocabulary: dict[str, Any]) -> Split:
+    path = directory / CAPTIONS
+    with open_h5(path) as file:
+        captions = dataset(file, f"{name}_captions")[()]
+        image_idxs = dataset(file, f"{name}_image_idxs")[()]
+    features_path = directory / features_file(name, pca)
+    features = _open_features(features_path)
+    urls = _read_lines(directory / urls_file(name))
+    V = len(vocabulary["idx_to_word"])
+    if captions.ndim != 2 or captions.dtype.kind not in "iu" or image_idxs.shape != (len(captions),):
+        raise ValueError(
+            f"{path}: expected {name}_captions (n,17) and {name}_image_idxs (n,) of integers, got "
+            f"{captions.shape} {captions.dtype} and {image_idxs.shape} {image_idxs.dtype}"
+        )
+    if len(captions) == 0:
+        raise ValueError(f"{path}: the {name} split has no captions")
+    if captions.min() < 0 or captions.max() >= V:
+        raise ValueError(
+            f"{path}: {name}_captions has tokens {captions.min()}..{captions.max()}, "
+            f"the vocabulary 0..{V - 1}"
+        )
+    if image_idxs.min() < 0 or image_idxs.max() >= len(features):
+        raise ValueError(
+            f"{path}: {name}_image_idxs has {image_idxs.min()}..{image_idxs.max()}, "
+            f"{features_path.name} has features of {len(features)} images"
+        )
+    if len(urls) != len(features):
+        raise ValueError(
+            f"{directory / urls_file(name)}: has {len(urls)} lines, "
+            f"{features_path.name} has features of {len(features)} images"
+        )
+    return Split(name, captions, image_idxs, features, urls)
+
+
+def _open_features(path: Path) -> Array:
+    """The features (images,D) of a file: mapped from disk where they are contiguous there, else read."""
+    with open_h5(path) as file:
+        stored = dataset(file, "features")
+        if stored.ndim != 2 or stored.dtype.kind != "f":
+            raise ValueError(
+                f"{path}: expected features (images,D) of floats, got {stored.shape} {stored.dtype}"
+            )
+        offset, shape, dtype = stored.id.get_offset(), stored.shape, stored.dtype
+        if offset is None:  # in chunks, or empty
+            features: Array = stored[()]
+            return features
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+
+
+def read_references(path: Path) -> dict[str, Any]:
+    """Image ids and raw captions by split. Raises ``ValueError`` naming the file if it holds none."""
+    references = files.read_json(path)
+    try:
+        for split in ("train", "val"):
+            if len(references[split]["image_ids"]) != len(references[split]["captions"]):
+                raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected image_ids and captions of train and val, of one length"
+        ) from error
+    return dict(references)
+
+
+def read_vocabulary(path: StrPath) -> dict[str, Any]:
+    """``idx_to_word`` (list) and ``word_to_idx`` (dict) of a vocabulary file.
+
+    Raises ``ValueError`` naming the file where the two do not agree or a special token is not in its place.
+    """
+    vocabulary = files.read_json(path)
+    try:
+        idx_to_word, word_to_idx = vocabulary["idx_to_word"], vocabulary["word_to_idx"]
+        agree = word_to_idx == {word: i for i, word in enumerate(idx_to_word)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a list idx_to_word and an object word_to_idx") from error
+    if not agree or tuple(idx_to_word[: len(SPECIAL)]) != SPECIAL:
+        raise ValueError(
+            f"{path}: idx_to_word and word_to_idx must agree, be without repetition and begin with "
+            f"{' '.join(SPECIAL)}"
+        )
+    return {"idx_to_word": idx_to_word, "word_to_idx": word_to_idx}
+
+
+def _read_lines(path: Path) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        return [line.strip() for line in file]
+
+
+@contextmanager
+def open_h5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to read. Raises ``FileNotFoundError``, or ``ValueError`` for a truncated one."""
+    import h5py
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: not a whole HDF5 file: {error}") from error
+    with file:
+        yield file
+
+
+def dataset(file: Any, name: str) -> Any:
+    """A data set of an HDF5 file. Raises ``ValueError`` naming the file where it has none such."""
+    if name not in file:
+        raise ValueError(f"{file.filename}: has no data set {name!r}, only {', '.join(file) or 'nothing'}")
+    return file[name]

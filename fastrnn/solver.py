@@ -1,0 +1,115 @@
+"""The training loop."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrnn import optim
+from fastrnn.data.coco import CaptionData, sample_coco_minibatch
+
+Array = NDArray[Any]
+
+_RULES = {name: getattr(optim, name) for name in optim.__all__}
+
+
+class CaptioningSolver:
+    """Trains any model that has ``params`` and ``loss(features, captions) -> loss, grads``.
+
+    ``data`` is either what :func:`fastrnn.load_coco_data` returns, and minibatches are drawn with replacement
+    from NumPy's global generator as published, or what :func:`fastrnn.open_data` returns, and epochs are true
+    epochs shuffled by ``rng``.
+
+    Published settings: ``update_rule`` ("sgd"; a name in :mod:`fastrnn.optim`), ``optim_config`` ({}; the
+    rule's settings), ``lr_decay`` (1.0; factor on the learning rate after each epoch), ``batch_size`` (100),
+    ``num_epochs`` (10), ``print_every`` (10 iterations), ``verbose`` (True). Beyond these: ``rng`` (a
+    ``numpy.random.Generator``), ``on_step`` and ``on_epoch``, called with the solver after each iteration and
+    each epoch.
+
+    Attributes: ``loss_history`` (one number per iteration), ``epoch``, ``optim_configs`` (settings and state
+    of the rule per parameter), ``update_rule`` (the function); ``best_val_acc``, ``best_params``,
+    ``train_acc_history`` and ``val_acc_history`` exist for compatibility and stay as they are.
+
+    Raises ``ValueError`` for an unknown setting or update rule.
+    """
+
+    def __init__(self, model: Any, data: Mapping[str, Any] | CaptionData, **kwargs: Any) -> None:
+        self.model = model
+        self.data = data
+        update_rule = kwargs.pop("update_rule", "sgd")
+        self.optim_config: dict[str, Any] = kwargs.pop("optim_config", {})
+        self.lr_decay: float = kwargs.pop("lr_decay", 1.0)
+        self.batch_size: int = kwargs.pop("batch_size", 100)
+        self.num_epochs: int = kwargs.pop("num_epochs", 10)
+        self.print_every: int = kwargs.pop("print_every", 10)
+        self.verbose: bool = kwargs.pop("verbose", True)
+        self.rng: np.random.Generator = kwargs.pop("rng", None) or np.random.default_rng()
+        self.on_step: Callable[[CaptioningSolver], None] = kwargs.pop("on_step", lambda solver: None)
+        self.on_epoch: Callable[[CaptioningSolver], None] = kwargs.pop("on_epoch", lambda solver: None)
+        if kwargs:
+            raise ValueError(f"unrecognized arguments: {', '.join(map(repr, kwargs))}")
+        if update_rule not in _RULES:
+            raise ValueError(
+                f"update_rule: expected one of {', '.join(map(repr, _RULES))}, got {update_rule!r}"
+            )
+        self.update_rule = _RULES[update_rule]
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget all that training has done, but for the model's parameters."""
+        self.epoch = 0
+        self.best_val_acc = 0
+        self.best_params: dict[str, Array] = {}
+        self.loss_history: list[float] = []
+        self.train_acc_history: list[float] = []
+        self.val_acc_history: list[float] = []
+        self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
+        self._epochs = self._true_epochs()
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """How many minibatches make an epoch."""
+        if isinstance(self.data, CaptionData):
+            return -(-len(self.data.train) // self.batch_size)
+        return max(len(self.data["train_captions"]) // self.batch_size, 1)
+
+    def _true_epochs(self) -> Iterator[tuple[Array, Array]]:
+        """Minibatches of the native path, one shuffled epoch after the other."""
+        assert isinstance(self.data, CaptionData)
+        while True:
+            for features, captions, _ in self.data.train.minibatches(self.batch_size, self.rng):
+                yield features, captions
+
+    def _minibatch(self) -> tuple[Array, Array]:
+        if isinstance(self.data, CaptionData):
+            return next(self._epochs)
+        captions, features, _ = sample_coco_minibatch(self.data, self.batch_size, split="train")
+        return features, captions
+
+    def _step(self) -> None:
+        """One iteration: draw a minibatch, compute the gradient, update every parameter."""
+        features, captions = self._minibatch()
+        loss, grads = self.model.loss(features, captions)
+        self.loss_history.append(loss)
+        for name, w in self.model.params.items():
+            next_w, self.optim_configs[name] = self.update_rule(w, grads[name], self.optim_configs[name])
+            self.model.params[name] = next_w
+        self.on_step(self)
+
+    def check_accuracy(self, X: Any, y: Any, num_samples: int | None = None, batch_size: int = 100) -> float:
+        """0.0, as published: captions have no accuracy. ``fastrnn evaluate`` computes their BLEU."""
+        return 0.0
+
+    def train(self) -> None:
+        """Train for ``num_epochs`` epochs; called again, go on from there."""
+        iterations = self.num_epochs * self.iterations_per_epoch
+        for iteration in range(1, iterations + 1):
+            self._step()
+            if self.verbose and (iteration - 1) % self.print_every == 0:
+                print(f"(Iteration {iteration} / {iterations}) loss: {self.loss_history[-1]:f}")
+            if iteration % self.iterations_per_epoch == 0:
+                self.epoch += 1
+                for config in self.optim_configs.values():
+                    config["learning_rate"] *= self.lr_decay
+                self.on_epoch(self)
