@@ -1,0 +1,244 @@
+"""The ``fastrnn`` command: every user error is one line and exit code 2."""
+
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+
+import fastrnn
+from fastrnn import backend, runs
+from fastrnn.data import prepare as prepare_data
+from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
+
+app = typer.Typer(
+    name="fastrnn",
+    help="Train and run recurrent image captioners on CPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make and inspect data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+_DEFAULTS = runs.Settings(data="")
+
+Backend = Annotated[
+    Literal["cython", "numba", "numpy"] | None,
+    typer.Option(help="Kernels to compute with; by default the fastest installed."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads to compute with; by default one per available core.")
+]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        return app(list(sys.argv[1:] if args is None else args) or ["--help"], standalone_mode=False) or 0
+    except typer.TyperException as error:
+        message = error.format_message()
+    except (OSError, ValueError, IndexError, ImportError) as error:
+        message = str(error)
+    print("fastrnn: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(fastrnn.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a TOML file's settings take the place of the options' defaults."""
+    if path is None:
+        return None
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: not a TOML file: {error}") from error
+    options = {name.replace("-", "_"): value for name, value in settings.items()}
+    known = {str(parameter.name) for parameter in context.command.params} - {"config"}
+    if unknown := options.keys() - known:
+        raise typer.BadParameter(
+            f"{path}: unknown settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}"
+        )
+    context.default_map = options
+    return path
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Data directory, as 'fastrnn data prepare' makes it.")],
+    out: Annotated[
+        Path | None, typer.Option(help="New run directory; by default runs/DATA-CELL-DATE-TIME.")
+    ] = None,
+    cell: Annotated[Literal["rnn", "lstm"], typer.Option(help="Recurrent cell.")] = "lstm",
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units.")] = _DEFAULTS.hidden,
+    wordvec: Annotated[int, typer.Option(min=1, help="Numbers per word vector.")] = _DEFAULTS.wordvec,
+    batch_size: Annotated[int, typer.Option(min=1, help="Captions per iteration.")] = _DEFAULTS.batch_size,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = _DEFAULTS.epochs,
+    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate.")] = _DEFAULTS.lr,
+    lr_decay: Annotated[
+        float, typer.Option(min=0.0, help="Factor on the learning rate after each epoch.")
+    ] = _DEFAULTS.lr_decay,
+    update_rule: Annotated[
+        Literal["sgd", "sgd_momentum", "rmsprop", "adam"], typer.Option(help="Optimiser.")
+    ] = "adam",
+    max_train: Annotated[
+        int | None, typer.Option(min=1, help="Train on this many captions, chosen by the seed.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the parameters and of the order of captions.")
+    ] = _DEFAULTS.seed,
+    backend: Backend = None,
+    threads: Threads = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_read_config,
+            is_eager=True,
+            help="TOML file of these options, such as a run's config.toml; the command line has precedence.",
+        ),
+    ] = None,
+) -> None:
+    """Train a captioner; keep settings, metrics, the best and the last model in a run directory."""
+    settings = runs.Settings(
+        data=str(data),
+        cell=cell,
+        hidden=hidden,
+        wordvec=wordvec,
+        batch_size=batch_size,
+        epochs=epochs,
+        lr=lr,
+        lr_decay=lr_decay,
+        update_rule=update_rule,
+        max_train=max_train,
+        seed=seed,
+        backend=backend,
+        threads=threads,
+    )
+    run = out or Path("runs") / f"{data.resolve().name}-{cell}-{time.strftime('%Y%m%d-%H%M%S')}"
+    best = runs.train(settings, run)
+    print(f"best val loss {best:.3f} per caption; the run is in {run}: fastrnn evaluate {run}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which images to caption.")] = "val",
+    data: Annotated[
+        Path | None, typer.Option(help="Data directory; by default the one that the run was trained on.")
+    ] = None,
+    backend: Backend = None,
+    threads: Threads = None,
+) -> None:
+    """Caption a split's images with a run's best model and compare with all references by BLEU."""
+    if backend is not None:
+        fastrnn.use_backend(backend)
+    if threads is not None:
+        fastrnn.set_num_threads(threads)
+    result = runs.evaluate(run, split, data)
+    print(f"{result['images']} {split} images of {result['data']}")
+    print(f"protocol: {result['protocol']}")
+    for n in (1, 2, 3, 4):
+        print(f"BLEU-{n}  {result[f'bleu_{n}']:.4f}")
+    print(
+        f"brevity penalty {result['brevity_penalty']:.4f} ({result['output_words']} words against "
+        f"{result['reference_words']})"
+    )
+    print(f"written to {run / f'evaluation-{split}.json'}")
+
+
+@app.command()
+def info() -> None:
+    """Show what computes: versions, backend, threads, BLAS."""
+    backend.show_config()
+
+
+@data_app.command()
+def prepare(
+    out: Annotated[Path, typer.Argument(help="New data directory.")],
+    train_captions: Annotated[Path, typer.Option(help="COCO-format JSON of the train captions.")],
+    train_features: Annotated[
+        Path, typer.Option(help="HDF5 (image_ids, features) or npy file (ids in NAME_image_ids.npy).")
+    ],
+    val_captions: Annotated[Path, typer.Option(help="COCO-format JSON of the val captions.")],
+    val_features: Annotated[Path, typer.Option(help="The same for val.")],
+    min_count: Annotated[
+        int | None,
+        typer.Option(help="Vocabulary: words that occur this often in train; the default, with 5."),
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Vocabulary: the most frequent words, this many with 4 special tokens.")
+    ] = None,
+    vocab: Annotated[
+        Path | None, typer.Option(help="Vocabulary: that of a JSON file such as coco2014_vocab.json.")
+    ] = None,
+    pca: Annotated[
+        int | None, typer.Option(help="Project the features onto this many components, fitted on train.")
+    ] = None,
+    allow_unmatched: Annotated[
+        bool, typer.Option(help="Leave out images without features, and features without captions.")
+    ] = False,
+) -> None:
+    """Turn COCO-format captions and image features into a data set in the published layout."""
+    prepared = prepare_data(
+        out,
+        train_captions,
+        train_features,
+        val_captions,
+        val_features,
+        min_count=min_count,
+        vocab_size=vocab_size,
+        vocab=vocab,
+        pca=pca,
+        allow_unmatched=allow_unmatched,
+        progress=lambda message: print(message, flush=True),
+    )
+    for split, result in prepared.items():
+        every = result.captions + result.left_out
+        print(
+            f"{split}: {result.images} images, {result.captions} captions, "
+            f"{result.left_out} left out ({result.left_out / every:.1%}), {result.unknown:.1%} of words <UNK>"
+        )
+    print(f"the data set is in {out}: fastrnn train --data {out}")
+
+
+@data_app.command("info")
+def data_info(directory: Annotated[Path, typer.Argument(help="Data directory.")]) -> None:
+    """Describe a data set: splits, shapes, lengths, unknown words, examples."""
+    data = open_data(directory)
+    print(f"vocabulary  {len(data.idx_to_word)} words, {' '.join(data.idx_to_word[4:14])} ...")
+    print(f"features    {data.input_dim} wide{', a PCA' if data.pca else ''}")
+    for split in (data.train, data.val):
+        print()
+        _describe(data, split)
+
+
+def _describe(data: CaptionData, split: Split) -> None:
+    null, start, end, unknown = (data.word_to_idx[w] for w in ("<NULL>", "<START>", "<END>", "<UNK>"))
+    is_word = ~np.isin(split.captions, (null, start, end))
+    lengths = is_word.sum(axis=1)
+    rate = np.sum(split.captions == unknown) / max(is_word.sum(), 1)
+    print(f"{split.name:<11} {len(split)} captions {split.captions.shape} {split.captions.dtype}")
+    print(f"images      {len(split.features)}, features {split.features.shape} {split.features.dtype}")
+    print(f"words       {lengths.min()} to {lengths.max()}, {lengths.mean():.1f} on average")
+    print(f"unknown     {rate:.1%} of the words are <UNK>")
+    for i in range(min(3, len(split))):
+        print(f"example     {split.urls[split.image_idxs[i]]}")
+        print(f"            {decode_captions(split.captions[i], data.idx_to_word)}")

@@ -1,0 +1,238 @@
+"""A training run and the directory that keeps it: what the command line does, callable from Python.
+
+A run directory holds ``config.toml`` (every setting, to be passed to ``--config`` again), ``metrics.jsonl``
+(one line per iteration and one per epoch), ``best.safetensors`` (the model of the epoch with the lowest val
+loss), ``last.safetensors`` and, after an evaluation, ``evaluation-SPLIT.json``.
+"""
+
+import json
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from fastrnn import backend, files
+from fastrnn.captioning import CaptioningRNN
+from fastrnn.data.coco import CaptionData, Split, open_data
+from fastrnn.data.prepare import words
+from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu
+from fastrnn.solver import CaptioningSolver
+
+Array = NDArray[Any]
+StrPath = str | os.PathLike[str]
+
+CONFIG, METRICS, BEST, LAST = "config.toml", "metrics.jsonl", "best.safetensors", "last.safetensors"
+BATCH = 250  # captions or images at a time where nothing is learnt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run, with the command line's defaults."""
+
+    data: str  # the data directory
+    cell: str = "lstm"
+    hidden: int = 512
+    wordvec: int = 256
+    batch_size: int = 100
+    epochs: int = 10
+    lr: float = 1e-3
+    lr_decay: float = 1.0
+    update_rule: str = "adam"
+    max_train: int | None = None
+    seed: int = 0
+    backend: str | None = None  # None: the automatic choice
+    threads: int | None = None
+
+
+def train(settings: Settings, run: StrPath) -> float:
+    """Train a captioner and keep it in the new directory ``run``. Returns the lowest val loss per caption.
+
+    Sets the process's backend and threads if asked to, and seeds NumPy's global generator.
+    Raises ``FileExistsError`` where ``run`` holds something, and what opening the data and the solver raise.
+    """
+    if settings.backend is not None:
+        backend.use_backend(settings.backend)
+    if settings.threads is not None:
+        backend.set_num_threads(settings.threads)
+    settings = replace(
+        settings,
+        data=str(Path(settings.data).resolve()),
+        backend=backend.current_backend(),
+        threads=backend.get_num_threads(),
+    )
+    data = open_data(settings.data)
+    rng = np.random.default_rng(settings.seed)
+    if settings.max_train is not None:
+        data = replace(data, train=data.train.subset(settings.max_train, rng))
+    np.random.seed(settings.seed)
+    model = CaptioningRNN(
+        data.word_to_idx, data.input_dim, settings.wordvec, settings.hidden, settings.cell, np.float32
+    )
+    model.feature_pca = data.pca
+    run = _new_directory(Path(run))
+    known = {name: value for name, value in asdict(settings).items() if value is not None}
+    files.write_text(run / CONFIG, tomli_w.dumps(known))
+    with open(run / METRICS, "w", encoding="utf-8", buffering=1) as metrics:
+        record = _Record(run, model, data, metrics)
+        solver = CaptioningSolver(
+            model,
+            data,
+            update_rule=settings.update_rule,
+            optim_config={"learning_rate": settings.lr},
+            lr_decay=settings.lr_decay,
+            batch_size=settings.batch_size,
+            num_epochs=settings.epochs,
+            verbose=False,
+            rng=rng,
+            on_step=record.step,
+            on_epoch=record.epoch,
+        )
+        with tqdm(total=settings.epochs * solver.iterations_per_epoch, unit="it", smoothing=0.05) as bar:
+            record.begin(bar)
+            solver.train()
+    return record.best
+
+
+def _new_directory(run: Path) -> Path:
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise FileExistsError(f"{run}: exists already and is not an empty directory")
+    run.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+class _Record:
+    """Watches a solver: progress bar, metrics, models."""
+
+    def __init__(self, run: Path, model: CaptioningRNN, data: CaptionData, metrics: TextIO) -> None:
+        self.run, self.model, self.data, self.metrics = run, model, data, metrics
+        self.best = float("inf")
+        targets = data.train.captions[:, 1:] != data.word_to_idx["<NULL>"]
+        self.tokens = float(targets.sum(axis=1).mean())  # per caption
+
+    def begin(self, bar: Any) -> None:
+        """Start the clock."""
+        self.bar = bar
+        self.seconds = 0.0  # spent in training, not in validation
+        self.started = time.perf_counter()
+
+    def step(self, solver: CaptioningSolver) -> None:
+        """After an iteration."""
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        loss = solver.loss_history[-1]
+        self._write(iteration=len(solver.loss_history), loss=loss)
+        self.bar.set_postfix_str(f"loss {loss:.2f}, {self._rate(solver):,.0f} tokens/s", refresh=False)
+        self.bar.update()
+
+    def epoch(self, solver: CaptioningSolver) -> None:
+        """After an epoch: validate, and keep the model."""
+        val_loss = mean_loss(self.model, self.data.val)
+        train_loss = float(np.mean(solver.loss_history[-solver.iterations_per_epoch :]))
+        self._write(
+            epoch=solver.epoch,
+            iteration=len(solver.loss_history),
+            train_loss=train_loss,
+            val_loss=val_loss,
+            tokens_per_second=round(self._rate(solver)),
+            seconds=round(self.seconds, 3),
+        )
+        self.model.save(self.run / LAST)
+        mark = ""
+        if val_loss < self.best:
+            self.best, mark = val_loss, ", the best so far"
+            self.model.save(self.run / BEST)
+        self.bar.write(
+            f"epoch {solver.epoch}: train loss {train_loss:.3f}, val loss {val_loss:.3f} per caption{mark}"
+        )
+        self.started = time.perf_counter()
+
+    def _rate(self, solver: CaptioningSolver) -> float:
+        captions = min(solver.batch_size, len(self.data.train)) * len(solver.loss_history)
+        return captions * self.tokens / self.seconds
+
+    def _write(self, **values: float) -> None:
+        self.metrics.write(json.dumps(values) + "\n")
+
+
+def mean_loss(model: CaptioningRNN, split: Split) -> float:
+    """The loss per caption over a whole split."""
+    total = 0.0
+    for features, captions, _ in split.minibatches(BATCH):
+        total += model.evaluate_loss(features, captions) * len(captions)
+    return total / len(split)
+
+
+def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> dict[str, Any]:
+    """Caption every image of a split with a run's best model, and compare with all references by BLEU.
+
+    ``data`` is the data directory, by default the one that the run was trained on. Writes
+    ``evaluation-SPLIT.json`` into the run and returns what it holds: protocol, figures and captions.
+    Raises ``FileNotFoundError`` for what is missing, ``ValueError`` where model and data do not fit.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: no such run directory")
+    model = CaptioningRNN.load(run / BEST)
+    opened = open_data(data if data is not None else _config(run)["data"])
+    _check_fit(run / BEST, model, opened)
+    of_split, references = opened.split(split), opened.references(split)
+    outputs = list(_captions(model, of_split, opened.idx_to_word))
+    bleu = corpus_bleu(outputs, [[words(text) for text in of_image] for of_image in references])
+    result = {
+        "protocol": f"{BLEU_PROTOCOL}; greedy decoding",
+        "data": str(opened.directory),
+        "split": split,
+        "images": len(outputs),
+        **_figures(bleu),
+        "captions": [
+            {"image": url, "caption": " ".join(output)}
+            for url, output in zip(of_split.urls, outputs, strict=True)
+        ],
+    }
+    files.write_json(run / f"evaluation-{split}.json", result)
+    return result
+
+
+def _figures(bleu: Bleu) -> dict[str, float]:
+    return {f"bleu_{n}": round(value, 4) for n, value in enumerate(bleu.bleu, 1)} | {
+        "brevity_penalty": round(bleu.brevity_penalty, 4),
+        "output_words": bleu.output_words,
+        "reference_words": bleu.reference_words,
+    }
+
+
+def _config(run: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{run / CONFIG}: not a TOML file: {error}") from error
+
+
+def _check_fit(path: Path, model: CaptioningRNN, data: CaptionData) -> None:
+    if model.word_to_idx != data.word_to_idx:
+        raise ValueError(f"{path}: the model's vocabulary is not that of {data.directory}")
+    width = len(model.params["W_proj"])
+    if width != data.input_dim:
+        raise ValueError(
+            f"{path}: the model takes features {width} wide, those of {data.directory} are {data.input_dim}"
+        )
+
+
+def _captions(model: CaptioningRNN, split: Split, idx_to_word: list[str]) -> Iterator[list[str]]:
+    """The words of a caption for every image, without START, END and NULL."""
+    with tqdm(total=len(split.features), unit="image", desc="captions") as bar:
+        for start in range(0, len(split.features), BATCH):
+            features = split.features[start : start + BATCH]
+            for tokens in model.sample(features).tolist():
+                caption = [idx_to_word[token] for token in tokens]
+                ended = caption[: caption.index("<END>")] if "<END>" in caption else caption
+                yield [word for word in ended if word not in ("<NULL>", "<START>")]
+            bar.update(len(features))
