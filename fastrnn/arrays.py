@@ -53,7 +53,8 @@ def _match(name: str, dims: str, shape: tuple[int, ...], sizes: Sizes) -> None:
                 sizes.setdefault(letter, size)
             fits = fits and sizes.get(letter) is not None and factor * sizes[letter] == size
     if not fits:
-        known = ", ".join(f"{s[-1]}={sizes[s[-1]]}" for s in symbols if s[-1] in sizes)
+        letters = dict.fromkeys(symbol[-1] for symbol in symbols)
+        known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
         where = f" with {known}" if known else ""
         raise ValueError(f"{name}: expected shape ({dims}){where}, got {shape}")
 

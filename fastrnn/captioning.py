@@ -40,7 +40,7 @@ class CaptioningRNN:
     replaced at any time, by arrays of another real type too: their common type is the one computed in.
     ``feature_pca`` is the :class:`fastrnn.data.PCA` that made the features, or None.
 
-    Raises ``ValueError`` for another cell type or dtype, or a vocabulary without ``<NULL>``.
+    Raises ``ValueError`` for another cell type or dtype, a vocabulary without ``<NULL>``, or a size below 1.
     """
 
     def __init__(
@@ -58,6 +58,13 @@ class CaptioningRNN:
             raise ValueError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
         if "<NULL>" not in word_to_idx:
             raise ValueError("word_to_idx: expected an entry '<NULL>'")
+        for name, size in (
+            ("input_dim", input_dim),
+            ("wordvec_dim", wordvec_dim),
+            ("hidden_dim", hidden_dim),
+        ):
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
         self.cell_type = cell_type
         self.dtype = dtype
         self.word_to_idx = word_to_idx
@@ -254,8 +261,9 @@ class CaptioningRNN:
         for name, array in arrays.items():
             group, _, key = name.partition(".")
             groups[group][key] = array
+        word_to_idx, dtype = json.loads(metadata["word_to_idx"]), np.dtype(metadata["dtype"]).type
         state = np.random.get_state()
-        model = cls(json.loads(metadata["word_to_idx"]), 1, 1, 1, metadata["cell_type"], metadata["dtype"])
+        model = cls(word_to_idx, 1, 1, 1, metadata["cell_type"], dtype)
         np.random.set_state(state)
         model.params = groups["params"]
         if groups["feature_pca"]:

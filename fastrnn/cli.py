@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import typer
+from pydantic import ValidationError
 
 import fastrnn
 from fastrnn import backend, runs
@@ -42,6 +43,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return app(list(sys.argv[1:] if args is None else args) or ["--help"], standalone_mode=False) or 0
     except typer.TyperException as error:
         message = error.format_message()
+        if isinstance(error.__cause__, ValidationError):  # Typer's checks, which do not tell what was given
+            message += f", got {error.__cause__.errors()[0]['input']!r}"
     except (OSError, ValueError, IndexError, ImportError) as error:
         message = str(error)
     print("fastrnn: " + " ".join(message.split()), file=sys.stderr)

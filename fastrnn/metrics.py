@@ -1,7 +1,7 @@
 """How good captions are. sacrebleu (extra ``eval``) is imported where it is used."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BLEU_PROTOCOL = (
     "corpus BLEU over tokens [a-z]+ after lower-casing, all raw references of each image, closest reference "
@@ -18,15 +18,21 @@ class Bleu(NamedTuple):
     reference_words: int  # of the reference that is closest in length to each output
 
 
+def load_bleu() -> Any:
+    """sacrebleu's BLEU class. Raises ``ImportError`` with the remedy where it is missing."""
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise ImportError("BLEU needs sacrebleu: pip install 'fastrnn[eval]'") from error
+    return BLEU
+
+
 def corpus_bleu(outputs: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Bleu:
     """BLEU-1 to BLEU-4 of one output, as words, per image against all references of that image.
 
     Raises ``ImportError`` without sacrebleu and ``ValueError`` where an image has no reference.
     """
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise ImportError("BLEU needs sacrebleu: pip install 'fastrnn[eval]'") from error
+    BLEU = load_bleu()
     if len(outputs) != len(references) or not all(references) or not outputs:
         raise ValueError("references: expected at least one for every output, and at least one output")
     hypotheses = [" ".join(words) for words in outputs]

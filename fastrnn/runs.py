@@ -23,7 +23,7 @@ from fastrnn import backend, files
 from fastrnn.captioning import CaptioningRNN
 from fastrnn.data.coco import CaptionData, Split, open_data
 from fastrnn.data.prepare import words
-from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu
+from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu, load_bleu
 from fastrnn.solver import CaptioningSolver
 
 Array = NDArray[Any]
@@ -177,6 +177,7 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     ``evaluation-SPLIT.json`` into the run and returns what it holds: protocol, figures and captions.
     Raises ``FileNotFoundError`` for what is missing, ``ValueError`` where model and data do not fit.
     """
+    load_bleu()  # rather now than after all the captions
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")

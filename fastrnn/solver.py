@@ -31,7 +31,7 @@ class CaptioningSolver:
     of the rule per parameter), ``update_rule`` (the function); ``best_val_acc``, ``best_params``,
     ``train_acc_history`` and ``val_acc_history`` exist for compatibility and stay as they are.
 
-    Raises ``ValueError`` for an unknown setting or update rule.
+    Raises ``ValueError`` for an unknown setting or update rule, or a batch_size or print_every below 1.
     """
 
     def __init__(self, model: Any, data: Mapping[str, Any] | CaptionData, **kwargs: Any) -> None:
@@ -53,6 +53,9 @@ class CaptioningSolver:
             raise ValueError(
                 f"update_rule: expected one of {', '.join(map(repr, _RULES))}, got {update_rule!r}"
             )
+        for name in ("batch_size", "print_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         self.update_rule = _RULES[update_rule]
         self._reset()
 

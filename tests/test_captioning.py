@@ -1,0 +1,316 @@
+"""The captioning model: as published, exact under packing, and safe to keep, copy and save."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import files
+from fastrnn.gradient_check import eval_numerical_gradient
+
+WORDS = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog"])}
+CELLS = ["rnn", "lstm"]
+
+
+@pytest.fixture(autouse=True)
+def _every_backend(kernels):
+    np.random.seed(231)
+
+
+def make_model(cell_type="lstm", dtype=np.float64, word_to_idx=WORDS, D=4, W=3, H=5):
+    return fastrnn.CaptioningRNN(word_to_idx, D, W, H, cell_type, dtype)
+
+
+def caption(*tokens, T=7):
+    return [*tokens, *[0] * (T - len(tokens))]
+
+
+CAPTIONS = np.array(
+    [
+        caption(1, 4, 5, 2),
+        caption(),  # empty
+        caption(1, 4, 0, 6, 0, 2),  # holes
+        caption(1, 6, 6, 6, 6, 6, 2),
+        caption(1, 2),
+    ]
+)
+
+
+def as_published(model, features, captions):
+    """The loss by the exercises' own steps: every position through every layer, then the mask."""
+    p = {name: w.astype(np.float64) for name, w in model.params.items()}
+    h0 = features @ p["W_proj"] + p["b_proj"]
+    x = p["W_embed"][captions[:, :-1]]
+    forward = fastrnn.rnn_forward if model.cell_type == "rnn" else fastrnn.lstm_forward
+    h, _ = forward(x, h0, p["Wx"], p["Wh"], p["b"])
+    scores, _ = fastrnn.temporal_affine_forward(h, p["W_vocab"], p["b_vocab"])
+    return fastrnn.temporal_softmax_loss(scores, captions[:, 1:], captions[:, 1:] != 0)[0]
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_packing_is_exact(cell_type, rng, dtype):
+    model = make_model(cell_type, dtype)
+    features = rng.standard_normal((5, 4))
+    loss, _ = model.loss(features, CAPTIONS)
+    tolerance = 1e-6 if dtype == np.float32 else 1e-13
+    np.testing.assert_allclose(loss, as_published(model, features, CAPTIONS), rtol=tolerance)
+    assert model.evaluate_loss(features, CAPTIONS) == loss
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_gradients(cell_type, rng):
+    """Central differences of the loss for every parameter: uneven lengths, holes, an empty caption."""
+    model = make_model(cell_type)
+    for name, w in model.params.items():
+        model.params[name] = 0.5 * rng.standard_normal(w.shape)
+    features = rng.standard_normal((5, 4))
+    _, grads = model.loss(features, CAPTIONS)
+    assert grads.keys() == model.params.keys()
+    for name, w in model.params.items():
+        numeric = eval_numerical_gradient(lambda _: model.loss(features, CAPTIONS)[0], w, verbose=False)
+        assert np.abs(numeric).max() > 1e-3
+        np.testing.assert_allclose(grads[name], numeric, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_parameters_are_drawn_as_published(cell_type):
+    D, W, H, V, m = 4, 3, 5, len(WORDS), {"rnn": 1, "lstm": 4}[cell_type]
+    model = make_model(cell_type, np.float32)
+    np.random.seed(231)
+    expected = {
+        "W_embed": np.random.randn(V, W) / 100,
+        "W_proj": np.random.randn(D, H) / np.sqrt(D),
+        "b_proj": np.zeros(H),
+        "Wx": np.random.randn(W, m * H) / np.sqrt(W),
+        "Wh": np.random.randn(H, m * H) / np.sqrt(H),
+        "b": np.zeros(m * H),
+        "W_vocab": np.random.randn(H, V) / np.sqrt(H),
+        "b_vocab": np.zeros(V),
+    }
+    assert model.params.keys() == expected.keys()
+    for name, w in expected.items():
+        np.testing.assert_array_equal(model.params[name], w.astype(np.float32))
+        assert model.params[name].dtype == np.float32
+
+
+def test_attributes():
+    model = fastrnn.CaptioningRNN(WORDS)
+    assert (model.cell_type, model.dtype, model.word_to_idx) == ("rnn", np.float32, WORDS)
+    assert model.idx_to_word == {i: word for word, i in WORDS.items()}
+    assert (model._null, model._start, model._end) == (0, 1, 2)
+    assert model.params["Wx"].shape == (128, 128)
+    bare = fastrnn.CaptioningRNN({"<NULL>": 0, "cat": 2})
+    assert (bare._start, bare._end) == (None, None)
+
+
+def test_nothing_but_nulls(rng):
+    model = make_model()
+    loss, grads = model.loss(rng.standard_normal((2, 4)), np.zeros((2, 6), int))
+    assert loss == 0
+    assert not any(grad.any() for grad in grads.values())
+    assert model.loss(rng.standard_normal((2, 4)), np.ones((2, 1), int))[0] == 0
+
+
+def test_captions_and_features_of_other_types(rng):
+    model = make_model(dtype=np.float32)
+    features = rng.standard_normal((5, 4)).astype(np.float16)
+    loss, grads = model.loss(features, CAPTIONS)
+    again, _ = model.loss(features.astype(">f8"), np.asfortranarray(CAPTIONS.astype(np.float32)))
+    assert again == loss
+    assert all(grad.dtype == np.float32 for grad in grads.values())
+
+
+def test_replaced_parameters_decide_the_type(rng):
+    model = make_model(dtype=np.float32)
+    features = rng.standard_normal((5, 4))
+    single, _ = model.loss(features, CAPTIONS)
+    model.params["Wh"] = np.asfortranarray(model.params["Wh"].astype(np.float64))
+    double, grads = model.loss(features, CAPTIONS)
+    assert grads["W_vocab"].dtype == np.float64
+    assert double != single
+    np.testing.assert_allclose(double, single, rtol=1e-5)
+
+
+def test_gradients_belong_to_the_caller(rng):
+    model = make_model()
+    features = rng.standard_normal((5, 4))
+    _, first = model.loss(features, CAPTIONS)
+    kept = copy.deepcopy(first)
+    model.loss(2 * features, CAPTIONS[::-1])
+    for name, grad in kept.items():
+        np.testing.assert_array_equal(first[name], grad)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Sampling
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_sample_is_greedy(cell_type, rng):
+    """Against the exercises' loop over single steps."""
+    model = make_model(cell_type, H=8)
+    for name, w in model.params.items():
+        model.params[name] = rng.standard_normal(w.shape)
+    p = model.params
+    features = rng.standard_normal((6, 4))
+    captions = model.sample(features, max_length=9)
+    assert captions.shape == (6, 9)
+    assert captions.dtype == np.int32
+    assert len(np.unique(captions)) > 2
+    h, c = features @ p["W_proj"] + p["b_proj"], np.zeros((6, 8))
+    words = np.full(6, WORDS["<START>"])
+    for t in range(9):
+        x = p["W_embed"][words]
+        if cell_type == "rnn":
+            h, _ = fastrnn.rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
+        else:
+            h, c, _ = fastrnn.lstm_step_forward(x, h, c, p["Wx"], p["Wh"], p["b"])
+        words = (h @ p["W_vocab"] + p["b_vocab"]).argmax(axis=1)
+        np.testing.assert_array_equal(captions[:, t], words)
+
+
+def test_sample_lengths(rng):
+    model = make_model()
+    assert model.sample(rng.standard_normal((2, 4))).shape == (2, 30)
+    assert model.sample(rng.standard_normal((2, 4)), 0).shape == (2, 0)
+    with pytest.raises(ValueError, match="max_length: expected at least 0, got -1"):
+        model.sample(rng.standard_normal((2, 4)), -1)
+
+
+def test_sample_without_start(rng):
+    model = make_model(word_to_idx={"<NULL>": 0, "cat": 2, "dog": 3})
+    with pytest.raises(ValueError, match="'<START>'"):
+        model.sample(rng.standard_normal((2, 4)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Copies and files
+
+
+def test_pickle_and_deepcopy(rng):
+    model = make_model()
+    features = rng.standard_normal((5, 4))
+    loss, _ = model.loss(features, CAPTIONS)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert other.loss(features, CAPTIONS)[0] == loss
+        other.params["Wh"][...] = 0
+    assert model.loss(features, CAPTIONS)[0] == loss
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
+def test_save_and_load(cell_type, rng, dtype, tmp_path):
+    model = make_model(cell_type, dtype, {"<NULL>": 0, "<START>": 1, "été": 2, "dog": 5})
+    model.feature_pca = fastrnn.data.PCA(
+        rng.standard_normal(9).astype(np.float32), rng.standard_normal((4, 9)).astype(np.float32)
+    )
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    before = np.random.get_state()[1].tolist()
+    loaded = fastrnn.CaptioningRNN.load(path)
+    assert np.random.get_state()[1].tolist() == before
+    assert loaded.cell_type == cell_type
+    assert loaded.dtype == dtype
+    assert loaded.word_to_idx == model.word_to_idx
+    assert loaded.idx_to_word == model.idx_to_word
+    assert loaded.params.keys() == model.params.keys()
+    for name, w in model.params.items():
+        assert loaded.params[name].tobytes() == w.tobytes()
+        loaded.params[name] += 1  # parameters can be trained on
+    raw = rng.standard_normal((2, 9))
+    np.testing.assert_array_equal(loaded.feature_pca.project(raw), model.feature_pca.project(raw))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    make_model().save(path)
+    before = path.read_bytes()
+
+    def full(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_model().save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_load_refuses_other_files(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        fastrnn.CaptioningRNN.load(path)
+    make_model().save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        fastrnn.CaptioningRNN.load(path)
+    files.write_tensors(path, {"x": np.zeros(1)}, {})
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected a model"):
+        fastrnn.CaptioningRNN.load(path)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_bad_construction():
+    for kwargs, message in (
+        ({"cell_type": "gru"}, "cell_type: expected 'rnn' or 'lstm', got 'gru'"),
+        ({"dtype": np.float16}, "dtype: expected float32 or float64, got float16"),
+        ({"hidden_dim": 0}, "hidden_dim: expected at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fastrnn.CaptioningRNN(WORDS, **kwargs)
+    with pytest.raises(ValueError, match="word_to_idx: expected an entry '<NULL>'"):
+        fastrnn.CaptioningRNN({"cat": 0})
+
+
+@pytest.mark.parametrize(
+    ("features", "captions", "error", "message"),
+    [
+        (
+            np.ones((2, 3)),
+            np.ones((2, 5)),
+            ValueError,
+            r"features: expected shape \(N,D\) with D=4.*\(2, 3\)",
+        ),
+        (np.ones((2, 4)), np.ones((3, 5)), ValueError, r"captions: expected shape \(N,T\) with N=2"),
+        (np.ones((2, 4)), np.ones((2, 0)), ValueError, "captions: expected shape"),
+        (np.ones((0, 4)), np.ones((0, 5)), ValueError, "features: .*N > 0"),
+        (np.ones((2, 4)), np.full((2, 5), 7), IndexError, "captions: token 7 at .* vocabulary of 7"),
+        (np.ones((2, 4)), np.full((2, 5), -1), IndexError, "captions: token -1"),
+        (np.ones((2, 4)), np.full((2, 5), 0.5), ValueError, "captions: expected whole numbers, got 0.5"),
+        (np.array([[1.0] * 4, [np.nan] * 4]), np.ones((2, 5)), ValueError, "features: row 1 has NaN"),
+        (np.array([[np.inf] * 4]), np.ones((1, 5)), ValueError, "features: row 0 has NaN or infinite"),
+        (np.array([["a"] * 4]), np.ones((1, 5)), TypeError, "features: expected real numbers"),
+    ],
+)
+def test_bad_batches(features, captions, error, message):
+    model = make_model()
+    for call in (model.loss, model.evaluate_loss):
+        with pytest.raises(error, match=message):
+            call(features, captions)
+
+
+def test_bad_features_to_sample():
+    with pytest.raises(ValueError, match="features: row 0 has NaN"):
+        make_model().sample(np.full((1, 4), np.nan))
+
+
+def test_parameters_that_do_not_fit(rng):
+    model = make_model()
+    model.params["Wh"] = np.zeros((5, 19))
+    with pytest.raises(ValueError, match=r"Wh: expected shape \(H,4H\) with H=5, got \(5, 19\)"):
+        model.loss(rng.standard_normal((5, 4)), CAPTIONS)
+
+
+def test_the_vocabulary_in_a_file_is_text(tmp_path):
+    """Other programs can read it."""
+    path = tmp_path / "model.safetensors"
+    make_model().save(path)
+    _, metadata = files.read_tensors(path)
+    assert json.loads(metadata["word_to_idx"]) == WORDS

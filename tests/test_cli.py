@@ -1,0 +1,272 @@
+"""The command line as a person uses it: whole journeys, and one line with exit code 2 for every mistake."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import backend, cli, runs
+from tests.datasets import edit_json, write_coco
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch):
+    monkeypatch.setattr(backend, "_in_process", [])
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return write_coco(tmp_path / "coco", images=20)
+
+
+def prepare_arguments(coco, out):
+    options = [text for name, path in coco.items() for text in (f"--{name.replace('_', '-')}", str(path))]
+    return ["data", "prepare", str(out), *options, "--min-count", "1"]
+
+
+@pytest.fixture
+def data(coco, tmp_path, capsys):
+    assert cli.main(prepare_arguments(coco, tmp_path / "data")) == 0
+    capsys.readouterr()
+    return tmp_path / "data"
+
+
+SMALL = ["--hidden", "12", "--wordvec", "6", "--batch-size", "8", "--epochs", "3"]
+
+
+def train(data, out, *options):
+    return cli.main(["train", "--data", str(data), "--out", str(out), *SMALL, *options])
+
+
+def records(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "epoch" not in line], [line for line in lines if "epoch" in line]
+
+
+def test_prepare_and_info(coco, tmp_path, capsys):
+    assert cli.main([*prepare_arguments(coco, tmp_path / "data"), "--pca", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 20 images, 40 captions, 0 left out (0.0%), 0.0% of words <UNK>" in out
+    assert cli.main(["data", "info", str(tmp_path / "data")]) == 0
+    out = capsys.readouterr().out
+    assert "features    3 wide, a PCA" in out
+    assert "train       40 captions (40, 17) int32" in out
+    assert "words       3 to 6, 4.5 on average" in out
+    assert "<START> a " in out
+
+
+def test_train_and_evaluate(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ("--cell", "lstm", "--lr", "0.02", "--lr-decay", "0.9", "--seed", "5", "--epochs", "40")
+    assert train(data, run, *options) == 0
+    captured = capsys.readouterr()
+    assert "best val loss" in captured.out
+    assert "tokens/s" in captured.err
+    steps, epochs = records(run)
+    assert [line["iteration"] for line in steps] == list(range(1, 201))
+    assert [line["epoch"] for line in epochs] == list(range(1, 41))
+    assert steps[-1]["loss"] < 0.3 * steps[0]["loss"]
+    assert epochs[0]["tokens_per_second"] > 0
+    np.testing.assert_allclose(epochs[1]["train_loss"], np.mean([line["loss"] for line in steps[5:10]]))
+
+    opened = fastrnn.open_data(data)
+    best = min(line["val_loss"] for line in epochs)
+    for name, loss in (("best", best), ("last", epochs[-1]["val_loss"])):
+        model = fastrnn.CaptioningRNN.load(run / f"{name}.safetensors")
+        np.testing.assert_allclose(runs.mean_loss(model, opened.val), loss, rtol=1e-6)
+
+    assert cli.main(["evaluate", str(run)]) == 0
+    out = capsys.readouterr().out
+    result = json.loads((run / "evaluation-val.json").read_text())
+    assert f"BLEU-1  {result['bleu_1']:.4f}" in out
+    assert result["protocol"] in out
+    assert result["bleu_1"] > 0.85
+    assert result["images"] == len(result["captions"]) == 20
+    assert result["captions"][0]["image"] == opened.val.urls[0]
+    assert result["captions"][0]["caption"].split()[0] in ("a", "the")
+    assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
+    assert (run / "evaluation-train.json").exists()
+
+
+def test_one_seed_one_run(data, tmp_path):
+    """The same losses to the last bit; another seed gives others; a run's config repeats it."""
+    for name, options in (("a", ()), ("b", ()), ("c", ("--seed", "1"))):
+        assert train(data, tmp_path / name, *options) == 0
+    config = str(tmp_path / "a" / "config.toml")
+    assert cli.main(["train", "--config", config, "--out", str(tmp_path / "d")]) == 0
+    losses = {name: [line["loss"] for line in records(tmp_path / name)[0]] for name in "abcd"}
+    assert losses["a"] == losses["b"] == losses["d"] != losses["c"]
+    assert tomllib.loads((tmp_path / "d" / "config.toml").read_text()) == tomllib.loads(
+        (tmp_path / "a" / "config.toml").read_text()
+    )
+
+
+def test_config_file(data, tmp_path):
+    """The file's settings stand in for defaults; the command line has precedence."""
+    path = tmp_path / "config.toml"
+    path.write_text(f'data = "{data}"\nhidden = 7\nwordvec = 5\nbatch-size = 10\nepochs = 1\ncell = "rnn"\n')
+    arguments = ["train", "--config", str(path), "--wordvec", "4", "--max-train", "25"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    resolved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert resolved == {
+        "data": str(data), "cell": "rnn", "hidden": 7, "wordvec": 4, "batch_size": 10, "epochs": 1,
+        "lr": 1e-3, "lr_decay": 1.0, "update_rule": "adam", "max_train": 25, "seed": 0,
+        "backend": fastrnn.current_backend(), "threads": fastrnn.get_num_threads(),
+    }  # fmt: skip
+    assert len(records(tmp_path / "run")[0]) == 3
+    model = fastrnn.CaptioningRNN.load(tmp_path / "run" / "last.safetensors")
+    assert model.params["Wx"].shape == (4, 7)
+
+
+def test_default_run_directory(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--data", "data", *SMALL, "--epochs", "1"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("data-lstm-")
+    assert f"fastrnn evaluate runs/{run.name}" in capsys.readouterr().out
+
+
+def test_the_run_keeps_the_feature_pca(coco, tmp_path):
+    assert cli.main([*prepare_arguments(coco, tmp_path / "data"), "--pca", "3"]) == 0
+    assert train(tmp_path / "data", tmp_path / "run", "--epochs", "1") == 0
+    model = fastrnn.CaptioningRNN.load(tmp_path / "run" / "best.safetensors")
+    np.testing.assert_array_equal(model.feature_pca.mean, fastrnn.open_data(tmp_path / "data").pca.mean)
+
+
+def test_info_and_help(capsys):
+    assert cli.main(["info"]) == 0
+    assert "backend" in capsys.readouterr().out
+    for arguments in (
+        [],
+        ["--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["data", "prepare", "--help"],
+    ):
+        assert cli.main(arguments) == 0
+        assert "Usage" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{fastrnn.__version__}\n"
+
+
+def test_every_option_has_a_help_line():
+    import typer.main
+
+    def options(command, path=()):
+        for parameter in command.params:
+            yield path, parameter
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from options(inner, (*path, name))
+
+    every = list(options(typer.main.get_command(cli.app)))
+    assert len(every) > 30
+    assert [(path, parameter.name) for path, parameter in every if not parameter.help] == []
+
+
+def test_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "evaluate", "nowhere"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "fastrnn: nowhere: no such run directory\n"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def refused(arguments, capsys):
+    """Exit code 2 and one line, which is returned."""
+    capsys.readouterr()
+    assert cli.main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("fastrnn: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["train"], "Missing option '--data'"),
+        (["train", "--data", "nowhere"], "nowhere: no such directory"),
+        (["train", "--data", "nowhere", "--wings", "2"], "No such option"),
+        (["train", "--data", "nowhere", "--cell", "gru"], "gru"),
+        (["train", "--data", "nowhere", "--update-rule", "adamw"], "adamw"),
+        (["train", "--data", "nowhere", "--hidden", "many"], "many"),
+        (["train", "--data", "nowhere", "--hidden", "0"], "0"),
+        (["train", "--data", "nowhere", "--epochs", "-1"], "-1"),
+        (["train", "--data", "nowhere", "--seed", "-1"], "-1"),
+        (["train", "--data", "nowhere", "--backend", "torch"], "torch"),
+        (["train", "--data", "nowhere", "--threads", "0"], "0"),
+        (["train", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["evaluate"], "Missing argument 'run'"),
+        (["evaluate", "nowhere"], "nowhere: no such run directory"),
+        (["evaluate", "nowhere", "--split", "test"], "test"),
+        (["data", "info", "nowhere"], "nowhere: no such directory"),
+        (["data", "prepare", "out"], "Missing option '--train-captions'"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(arguments, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_config_files(data, tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    for text, message in (
+        ("hidden = ", "not a TOML file"),
+        ("wings = 2", "unknown settings wings; known are backend, batch_size"),
+        ('hidden = "many"', "many"),
+    ):
+        path.write_text(text)
+        line = refused(["train", "--data", data, "--config", path, "--out", tmp_path / "run"], capsys)
+        assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_left_alone(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--epochs", "1") == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    line = refused(["train", "--data", data, "--out", tmp_path / "run"], capsys)
+    assert "run: exists already and is not an empty directory" in line
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_other_data(data, coco, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--epochs", "1") == 0
+    assert cli.main([*prepare_arguments(coco, tmp_path / "narrow"), "--pca", "2"]) == 0
+    line = refused(["evaluate", tmp_path / "run", "--data", tmp_path / "narrow"], capsys)
+    assert "the model takes features 6 wide, those of" in line
+    edit_json(coco["train_captions"], lambda content: content["annotations"][0].update(caption="a zebra"))
+    assert cli.main(prepare_arguments(coco, tmp_path / "other")) == 0
+    line = refused(["evaluate", tmp_path / "run", "--data", tmp_path / "other"], capsys)
+    assert "best.safetensors: the model's vocabulary is not that of" in line
+    assert not list((tmp_path / "run").glob("evaluation*"))
+
+
+def test_broken_runs(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--epochs", "1") == 0
+    (data / "references.json").unlink()
+    assert "references.json" in refused(["evaluate", run], capsys)
+    (run / "config.toml").write_text("[")
+    assert "config.toml: not a TOML file" in refused(["evaluate", run], capsys)
+    (run / "best.safetensors").write_bytes(b"x")
+    assert "best.safetensors: not a whole safetensors file" in refused(["evaluate", run], capsys)
+    (run / "best.safetensors").unlink()
+    assert "best.safetensors: no such file" in refused(["evaluate", run], capsys)
+
+
+def test_missing_extras(data, tmp_path, monkeypatch, capsys):
+    """What an extra is needed for says which."""
+    assert train(data, tmp_path / "run", "--epochs", "1") == 0
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert "pip install 'fastrnn[eval]'" in refused(["evaluate", tmp_path / "run"], capsys)

@@ -1,0 +1,203 @@
+"""The solver: the published loop to the digit, true epochs beside it, and whose arrays are whose."""
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn.data import prepare
+from tests.datasets import write_coco
+
+WORDS = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c"])}
+
+
+def published_data(rng, n=20, images=6):
+    captions = np.zeros((n, 8), np.int32)
+    for row in captions:
+        length = rng.integers(1, 6)
+        row[: length + 2] = [1, *rng.integers(3, 7, length), 2]
+    return {
+        "train_captions": captions,
+        "train_image_idxs": rng.integers(0, images, n),
+        "train_features": rng.standard_normal((images, 4)).astype(np.float32),
+        "train_urls": np.array([f"http://{i}" for i in range(images)]),
+    }
+
+
+def make_model(cell_type="lstm", dtype=np.float32):
+    return fastrnn.CaptioningRNN(WORDS, 4, 3, 5, cell_type, dtype)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    prepare(tmp_path / "data", **write_coco(tmp_path / "coco"), min_count=1)
+    return fastrnn.open_data(tmp_path / "data")
+
+
+@pytest.mark.parametrize("update_rule", ["sgd", "sgd_momentum", "rmsprop", "adam"])
+def test_the_published_loop(update_rule, rng, kernels):
+    """Draws, updates, decay and epochs, written out once more."""
+    data = published_data(rng)
+    settings = {"update_rule": update_rule, "optim_config": {"learning_rate": 0.01}}
+    np.random.seed(1)
+    solver = fastrnn.CaptioningSolver(
+        make_model(), data, **settings, batch_size=6, num_epochs=3, lr_decay=0.5, verbose=False
+    )
+    solver.train()
+
+    np.random.seed(1)
+    model, losses = make_model(), []
+    configs = {name: {"learning_rate": 0.01} for name in model.params}
+    for iteration in range(9):  # 20 // 6 in each of 3 epochs
+        chosen = np.random.choice(20, 6)
+        features = data["train_features"][data["train_image_idxs"][chosen]]
+        loss, grads = model.loss(features, data["train_captions"][chosen])
+        losses.append(loss)
+        for name in model.params:
+            model.params[name], configs[name] = getattr(fastrnn, update_rule)(
+                model.params[name], grads[name], configs[name]
+            )
+        if iteration % 3 == 2:
+            for config in configs.values():
+                config["learning_rate"] *= 0.5
+    assert solver.loss_history == losses
+    assert solver.epoch == 3
+    for name, w in model.params.items():
+        np.testing.assert_array_equal(solver.model.params[name], w)
+        np.testing.assert_allclose(solver.optim_configs[name]["learning_rate"], 0.01 / 8)
+
+
+def test_one_seed_one_history(rng):
+    data, histories = published_data(rng), []
+    for _ in range(2):
+        np.random.seed(7)
+        solver = fastrnn.CaptioningSolver(make_model(), data, update_rule="adam", batch_size=5, verbose=False)
+        solver.train()
+        histories.append(solver.loss_history)
+    assert histories[0] == histories[1]
+    assert len(set(histories[0])) == 40
+
+
+def test_what_it_prints(rng, capsys):
+    solver = fastrnn.CaptioningSolver(
+        make_model(), published_data(rng), batch_size=5, num_epochs=1, print_every=3
+    )
+    solver.train()
+    losses = solver.loss_history
+    assert capsys.readouterr().out.splitlines() == [
+        f"(Iteration {i} / 4) loss: {losses[i - 1]:f}" for i in (1, 4)
+    ]
+
+
+def test_attributes_and_defaults(rng):
+    config = {"learning_rate": 0.1}
+    solver = fastrnn.CaptioningSolver(make_model(), published_data(rng), optim_config=config)
+    assert solver.update_rule is fastrnn.sgd
+    assert (solver.lr_decay, solver.batch_size, solver.num_epochs) == (1.0, 100, 10)
+    assert (solver.print_every, solver.verbose) == (10, True)
+    assert (solver.epoch, solver.best_val_acc, solver.best_params) == (0, 0, {})
+    assert solver.loss_history == solver.train_acc_history == solver.val_acc_history == []
+    assert solver.check_accuracy(None, None) == 0.0
+    assert solver.iterations_per_epoch == 1
+    solver._step()
+    assert config == {"learning_rate": 0.1}
+    assert solver.optim_configs["Wx"] is not solver.optim_configs["Wh"]
+    solver._reset()
+    assert solver.loss_history == []
+
+
+def test_train_again_goes_on(rng):
+    solver = fastrnn.CaptioningSolver(
+        make_model(), published_data(rng), update_rule="adam", batch_size=20, num_epochs=2, verbose=False
+    )
+    solver.train()
+    solver.train()
+    assert len(solver.loss_history) == solver.optim_configs["Wx"]["t"] == solver.epoch == 4
+
+
+def test_any_model_will_do(rng):
+    class Quadratic:
+        params = {"w": np.array([3.0, -2.0])}  # noqa: RUF012
+
+        def loss(self, features, captions):
+            w = self.params["w"]
+            return float(w @ w), {"w": 2 * w}
+
+    solver = fastrnn.CaptioningSolver(
+        Quadratic(), published_data(rng), optim_config={"learning_rate": 0.25}, verbose=False
+    )
+    solver.train()
+    np.testing.assert_allclose(solver.model.params["w"], np.array([3.0, -2.0]) / 2**10)
+
+
+def test_arrays_held_by_the_user_stay(rng):
+    """Adam gives new parameters, so what was taken from params or a config before keeps its numbers."""
+    solver = fastrnn.CaptioningSolver(
+        make_model(), published_data(rng), update_rule="adam", batch_size=5, verbose=False
+    )
+    solver._step()
+    held = {
+        **solver.model.params,
+        "m": solver.optim_configs["Wx"]["m"],
+        "view": solver.model.params["Wx"][1:],
+    }
+    kept = {name: array.copy() for name, array in held.items()}
+    for _ in range(3):
+        solver._step()
+    for name, array in kept.items():
+        np.testing.assert_array_equal(held[name], array)
+
+
+def test_unknown_settings(rng):
+    data = published_data(rng)
+    with pytest.raises(ValueError, match="'momentum', 'foo'"):
+        fastrnn.CaptioningSolver(make_model(), data, momentum=0.9, foo=1)
+    with pytest.raises(ValueError, match=r"update_rule: expected one of .*, got 'adamw'"):
+        fastrnn.CaptioningSolver(make_model(), data, update_rule="adamw")
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        fastrnn.CaptioningSolver(make_model(), data, batch_size=0)
+
+
+def native_solver(data, seed=0, **settings):
+    np.random.seed(seed)
+    model = fastrnn.CaptioningRNN(data.word_to_idx, data.input_dim, 8, 16, "lstm")
+    return fastrnn.CaptioningSolver(
+        model, data, update_rule="adam", optim_config={"learning_rate": 1e-2}, verbose=False,
+        rng=np.random.default_rng(seed), **settings,
+    )  # fmt: skip
+
+
+def test_true_epochs(prepared):
+    """Each epoch shows every caption once, in another order; the last minibatch is short."""
+    solver = native_solver(prepared, batch_size=5, num_epochs=2)
+    batches, loss = [], solver.model.loss
+
+    def spy(features, captions):
+        batches.append(captions)
+        return loss(features, captions)
+
+    solver.model.loss = spy
+    epochs = []
+    solver.on_epoch = lambda solver: epochs.append(solver.epoch)
+    solver.train()
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 4] * 2
+    first, second = np.concatenate(batches[:5]), np.concatenate(batches[5:])
+    assert not np.array_equal(first, second)
+    for epoch in (first, second):
+        assert sorted(map(tuple, epoch)) == sorted(map(tuple, prepared.train.captions))
+    assert epochs == [1, 2]
+
+
+def test_native_training_is_reproducible_and_learns(prepared):
+    histories = []
+    for _ in range(2):
+        solver = native_solver(prepared, batch_size=6, num_epochs=60)
+        solver.train()
+        histories.append(solver.loss_history)
+    assert histories[0] == histories[1]
+    assert histories[0][-1] < 0.2 * histories[0][0]
+    words = solver.model.sample(np.asarray(prepared.val.features), 8)
+    decoded = fastrnn.decode_captions(words, prepared.idx_to_word)
+    for text, truth in zip(decoded, prepared.references("val"), strict=True):
+        subject, verb = truth[0].lower().rstrip(".").split()[1:]
+        assert subject in text
+        assert verb in text
