@@ -3,6 +3,7 @@
 Nothing else in fastrnn imports a kernel module, reads ``FASTRNN_*`` or calls threadpoolctl.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -77,7 +78,12 @@ _lock = threading.Lock()
 
 def available_backends() -> tuple[str, ...]:
     """The names of the backends that this installation has, the automatic choice first."""
-    return tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module))
+    return tuple(name for name, module in _MODULES.items() if _is_installed(module))
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 class use_backend:

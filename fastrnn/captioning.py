@@ -206,6 +206,7 @@ class CaptioningRNN:
         params = self._checked_params()
         Wx, Wh, b = params["Wx"], params["Wh"], params["b"]
         features = self._checked_features(features, len(params["W_proj"]), Wx.dtype)
+        first = tokens("word_to_idx['<START>']", np.full(len(features), self._start), len(params["W_embed"]))
         kernels, work = backend.kernels(), backend.work()
         h = self._initial_state(params, features)
         c = np.zeros_like(h)
@@ -227,7 +228,7 @@ class CaptioningRNN:
             kernels.affine_forward(h, params["W_vocab"], params["b_vocab"], scores, work)
             return scores
 
-        return decoding.greedy(step, np.full(len(features), self._start), length)
+        return decoding.greedy(step, first, length)
 
     # -----------------------------------------------------------------------------------------------
     # Files

@@ -211,7 +211,7 @@ def prepare(
         vocab=vocab,
         pca=pca,
         allow_unmatched=allow_unmatched,
-        progress=lambda message: print(message, flush=True),
+        progress=True,
     )
     for split, result in prepared.items():
         every = result.captions + result.left_out

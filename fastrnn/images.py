@@ -6,6 +6,7 @@ Pillow (extra ``plot``) is imported where it is used.
 import io
 import os
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def image_from_url(url: str, timeout: float = 10.0) -> Array | None:
         with Image.open(io.BytesIO(content)) as picture:
             rgb: Array = np.array(picture.convert("RGB"))
             return rgb
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException, Image.DecompressionBombError) as error:
         print(f"{url}: no picture: {error}")
         return None
 

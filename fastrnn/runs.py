@@ -98,6 +98,8 @@ def train(settings: Settings, run: StrPath) -> float:
         with tqdm(total=settings.epochs * solver.iterations_per_epoch, unit="it", smoothing=0.05) as bar:
             record.begin(bar)
             solver.train()
+    if not np.isfinite(record.best):
+        raise ValueError(f"{run}: no val loss was finite; try a lower learning rate than {settings.lr:g}")
     return record.best
 
 

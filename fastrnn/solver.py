@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrnn import optim
-from fastrnn.data.coco import CaptionData, sample_coco_minibatch
+from fastrnn.data.coco import CaptionData, Split, sample_coco_minibatch
 
 Array = NDArray[Any]
 
@@ -45,8 +45,8 @@ class CaptioningSolver:
         self.print_every: int = kwargs.pop("print_every", 10)
         self.verbose: bool = kwargs.pop("verbose", True)
         self.rng: np.random.Generator = kwargs.pop("rng", None) or np.random.default_rng()
-        self.on_step: Callable[[CaptioningSolver], None] = kwargs.pop("on_step", lambda solver: None)
-        self.on_epoch: Callable[[CaptioningSolver], None] = kwargs.pop("on_epoch", lambda solver: None)
+        self.on_step: Callable[[CaptioningSolver], None] | None = kwargs.pop("on_step", None)
+        self.on_epoch: Callable[[CaptioningSolver], None] | None = kwargs.pop("on_epoch", None)
         if kwargs:
             raise ValueError(f"unrecognized arguments: {', '.join(map(repr, kwargs))}")
         if update_rule not in _RULES:
@@ -68,7 +68,7 @@ class CaptioningSolver:
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
         self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
-        self._epochs = self._true_epochs()
+        self._batches: Iterator[tuple[Array, Array]] | None = None
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -77,18 +77,19 @@ class CaptioningSolver:
             return -(-len(self.data.train) // self.batch_size)
         return max(len(self.data["train_captions"]) // self.batch_size, 1)
 
-    def _true_epochs(self) -> Iterator[tuple[Array, Array]]:
-        """Minibatches of the native path, one shuffled epoch after the other."""
-        assert isinstance(self.data, CaptionData)
-        while True:
-            for features, captions, _ in self.data.train.minibatches(self.batch_size, self.rng):
-                yield features, captions
-
     def _minibatch(self) -> tuple[Array, Array]:
         if isinstance(self.data, CaptionData):
-            return next(self._epochs)
+            if self._batches is None:
+                self._batches = self._true_epochs(self.data.train)
+            return next(self._batches)
         captions, features, _ = sample_coco_minibatch(self.data, self.batch_size, split="train")
         return features, captions
+
+    def _true_epochs(self, train: Split) -> Iterator[tuple[Array, Array]]:
+        """Minibatches of one shuffled epoch after the other."""
+        while True:
+            for features, captions, _ in train.minibatches(self.batch_size, self.rng):
+                yield features, captions
 
     def _step(self) -> None:
         """One iteration: draw a minibatch, compute the gradient, update every parameter."""
@@ -98,7 +99,8 @@ class CaptioningSolver:
         for name, w in self.model.params.items():
             next_w, self.optim_configs[name] = self.update_rule(w, grads[name], self.optim_configs[name])
             self.model.params[name] = next_w
-        self.on_step(self)
+        if self.on_step is not None:
+            self.on_step(self)
 
     def check_accuracy(self, X: Any, y: Any, num_samples: int | None = None, batch_size: int = 100) -> float:
         """0.0, as published: captions have no accuracy. ``fastrnn evaluate`` computes their BLEU."""
@@ -115,4 +117,5 @@ class CaptioningSolver:
                 self.epoch += 1
                 for config in self.optim_configs.values():
                     config["learning_rate"] *= self.lr_decay
-                self.on_epoch(self)
+                if self.on_epoch is not None:
+                    self.on_epoch(self)

@@ -184,6 +184,9 @@ def test_sample_without_start(rng):
     model = make_model(word_to_idx={"<NULL>": 0, "cat": 2, "dog": 3})
     with pytest.raises(ValueError, match="'<START>'"):
         model.sample(rng.standard_normal((2, 4)))
+    model = make_model(word_to_idx={"<NULL>": 0, "<START>": 7})
+    with pytest.raises(IndexError, match=r"'<START>'.*token 7"):
+        model.sample(rng.standard_normal((2, 4)))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,8 @@ from fastrnn.data.pca import PCA
 
 Array = NDArray[Any]
 StrPath = str | os.PathLike[str]
-Progress = Callable[[str], None]
 
-SLICE = 2048  # images whose features are in memory at a time
+SLICE = 1024  # images whose features are in memory at a time; about twice the usual number of components
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def prepare(
     vocab: StrPath | None = None,
     pca: int | None = None,
     allow_unmatched: bool = False,
-    progress: Progress = lambda message: None,
+    progress: bool = False,
 ) -> dict[str, Prepared]:
     """Write a data directory ``out`` in the published layout.
 
@@ -66,7 +65,7 @@ def prepare(
     the most frequent so that it has ``vocab_size`` entries with the four special tokens, or that of the file
     ``vocab``. ``pca`` projects the features onto that many components fitted on train. ``allow_unmatched``
     leaves out images that have captions but no features, or features but no captions; otherwise they are an
-    error. ``progress`` is called with a line on what is being done.
+    error. ``progress`` shows bars for what takes long.
 
     Returns what became of ``"train"`` and ``"val"``. Raises ``FileExistsError`` where ``out`` holds
     something, ``FileNotFoundError`` for a missing input, ``ValueError`` for one that is not as described,
@@ -78,20 +77,17 @@ def prepare(
         ("train", train_captions, train_features),
         ("val", val_captions, val_features),
     ):
-        progress(f"reading {captions}")
         sources[split] = _Source.read(Path(captions), Path(features), allow_unmatched)
     idx_to_word = _vocabulary(sources["train"], min_count, vocab_size, vocab)
     word_to_idx = {word: i for i, word in enumerate(idx_to_word)}
     with _new_directory(Path(out)) as directory:
         projection = None
         if pca is not None:
-            progress(f"fitting {pca} principal components of {train_features}")
-            projection = _fit(sources["train"], pca)
+            projection = _fit(sources["train"], pca, progress)
             projection.save(directory / coco.PROJECTION)
         for split, source in sources.items():
-            progress(f"writing the features of {len(source.image_ids)} {split} images")
-            _write_features(directory / coco.features_file(split, pca is not None), source, projection)
-        progress("writing the captions")
+            path = directory / coco.features_file(split, pca is not None)
+            _write_features(path, source, projection, progress)
         prepared = _write_captions(directory / coco.CAPTIONS, sources, word_to_idx)
         files.write_json(
             directory / coco.VOCABULARY, {"idx_to_word": idx_to_word, "word_to_idx": word_to_idx}
@@ -187,12 +183,17 @@ class _Source:
             (image, caption) for image, caption in self.annotations if 1 <= len(caption) <= coco.MAX_WORDS
         ]
 
-    def features(self) -> Iterator[tuple[Array, Array]]:
+    def features(self, doing: str, progress: bool) -> Iterator[tuple[Array, Array]]:
         """Slices of the features that belong to an image, in the file's order: image indices, float32 rows.
 
         Raises ``ValueError`` naming the image whose features are not finite.
         """
-        with _open_features(self.features_path) as (ids, features):
+        from tqdm.auto import tqdm
+
+        with (
+            _open_features(self.features_path) as (ids, features),
+            tqdm(desc=doing, total=len(ids), unit="image", disable=not progress) as bar,
+        ):
             for start in range(0, len(ids), SLICE):
                 images = self.rows[start : start + SLICE]
                 wanted = images >= 0
@@ -204,6 +205,7 @@ class _Source:
                         f"{self.features_path}: the features of image {image_id} have NaN or infinite values"
                     )
                 yield images[wanted], rows
+                bar.update(len(images))
 
 
 def _read_captions(path: Path) -> tuple[dict[int, str], list[tuple[int, str]]]:
@@ -327,7 +329,7 @@ def _write_captions(
     return prepared
 
 
-def _fit(train: _Source, K: int) -> PCA:
+def _fit(train: _Source, K: int, progress: bool) -> PCA:
     """Components of the training features, in slices of at least K images."""
     images, D = len(train.image_ids), train.width
     most = min(images, D)
@@ -336,7 +338,8 @@ def _fit(train: _Source, K: int) -> PCA:
             f"pca: expected at most {most} components for {images} train images with features {D} wide, "
             f"got {K}"
         )
-    return PCA.fit(_at_least(K, (rows for _, rows in train.features())), K)
+    slices = (rows for _, rows in train.features(f"fitting {K} principal components", progress))
+    return PCA.fit(_at_least(K, slices), K)
 
 
 def _at_least(n: int, slices: Iterator[Array]) -> Iterator[Array]:
@@ -353,7 +356,7 @@ def _at_least(n: int, slices: Iterator[Array]) -> Iterator[Array]:
         yield np.concatenate([ready, *waiting])
 
 
-def _write_features(path: Path, source: _Source, projection: PCA | None) -> None:
+def _write_features(path: Path, source: _Source, projection: PCA | None, progress: bool) -> None:
     """The features in the order of the images, float32, contiguous on disk so that readers can map them.
 
     They come in another order, so HDF5 reserves their place and each row is written where it belongs.
@@ -367,7 +370,7 @@ def _write_features(path: Path, source: _Source, projection: PCA | None) -> None
         space = h5py.h5s.create_simple((len(source.image_ids), D))
         offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
     with open(path, "r+b") as target:
-        for images, rows in source.features():
+        for images, rows in source.features(f"writing {path.name}", progress):
             features = rows if projection is None else projection.project(rows)
             for image, row in zip(images.tolist(), features.astype("<f4"), strict=True):
                 target.seek(offset + image * row.nbytes)
