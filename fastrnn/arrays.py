@@ -62,14 +62,12 @@ def _match(name: str, dims: str, shape: tuple[int, ...], sizes: Sizes) -> None:
 def integers(name: str, array: ArrayLike) -> Array:
     """``array`` as int64, C-contiguous. Floats that are whole numbers will do.
 
-    Raises ``TypeError`` for anything but numbers and ``ValueError`` for fractions.
+    Raises ``TypeError`` for anything but numbers, ``ValueError`` for fractions and what int64 cannot hold.
     """
-    given = real(name, array)
-    if given.dtype.kind != "f":
-        return np.asarray(given, np.int64, order="C")
-    whole = np.isfinite(given) & (given == np.trunc(given))
-    if not whole.all():
-        raise ValueError(f"{name}: expected whole numbers, got {given[~whole].flat[0]}")
+    given = _whole(name, array)
+    fits = (given >= -(2**63)) & (given < 2**63)
+    if not fits.all():
+        raise ValueError(f"{name}: expected numbers that int64 can hold, got {given[~fits].flat[0]}")
     return np.asarray(given, np.int64, order="C")
 
 
@@ -78,11 +76,21 @@ def tokens(name: str, array: ArrayLike, V: int) -> Array:
 
     Raises as :func:`integers` does, and ``IndexError`` for an id outside the vocabulary.
     """
-    ids = integers(name, array)
-    outside = (ids < 0) | (ids >= V)
+    given = _whole(name, array)
+    outside = (given < 0) | (given >= V)
     if outside.any():
         where = tuple(int(i) for i in np.argwhere(outside)[0])
         raise IndexError(
-            f"{name}: token {ids[where]} at {list(where)} is outside the vocabulary of {V} (0..{V - 1})"
+            f"{name}: token {given[where]:.0f} at {list(where)} is outside the vocabulary of {V} (0..{V - 1})"
         )
-    return ids
+    return np.asarray(given, np.int64, order="C")
+
+
+def _whole(name: str, array: ArrayLike) -> Array:
+    """``array`` with its values checked to be whole numbers."""
+    given = real(name, array)
+    if given.dtype.kind == "f":
+        whole = np.isfinite(given) & (given == np.trunc(given))
+        if not whole.all():
+            raise ValueError(f"{name}: expected whole numbers, got {given[~whole].flat[0]}")
+    return given

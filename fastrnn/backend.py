@@ -83,7 +83,12 @@ def available_backends() -> tuple[str, ...]:
 
 @functools.cache
 def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            'fastrnn.kernels is not installed: if this is a checkout, run "pip install --editable ." in it'
+        ) from error
 
 
 class use_backend:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrnn import backend, decoding, files, recurrence
-from fastrnn.arrays import integers, reals, tokens
+from fastrnn.arrays import integers, real, real_type, reals, tokens
 from fastrnn.data.pca import PCA
 
 Array = NDArray[Any]
@@ -238,14 +238,15 @@ class CaptioningRNN:
 
         The file appears whole or not at all. Raises ``OSError`` where it cannot be written.
         """
-        arrays = {f"params.{name}": w for name, w in self.params.items()}
+        arrays = {f"params.{name}": real(name, w) for name, w in self.params.items()}
+        arrays = {name: w.astype(real_type(w), copy=False) for name, w in arrays.items()}
         if self.feature_pca is not None:
             arrays |= {f"feature_pca.{name}": a for name, a in self.feature_pca._asdict().items()}
         metadata = {
             "format": _FORMAT,
             "cell_type": self.cell_type,
             "dtype": np.dtype(self.dtype).name,
-            "word_to_idx": json.dumps(self.word_to_idx),
+            "word_to_idx": json.dumps({word: int(i) for word, i in self.word_to_idx.items()}),
         }
         files.write_tensors(path, arrays, metadata)
 
@@ -258,16 +259,23 @@ class CaptioningRNN:
         arrays, metadata = files.read_tensors(path)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path}: expected a model saved as {_FORMAT!r}, got {metadata.get('format')!r}")
-        groups: dict[str, dict[str, Array]] = {"params": {}, "feature_pca": {}}
-        for name, array in arrays.items():
-            group, _, key = name.partition(".")
-            groups[group][key] = array
-        word_to_idx, dtype = json.loads(metadata["word_to_idx"]), np.dtype(metadata["dtype"]).type
-        state = np.random.get_state()
-        model = cls(word_to_idx, 1, 1, 1, metadata["cell_type"], dtype)
-        np.random.set_state(state)
-        model.params = groups["params"]
-        if groups["feature_pca"]:
-            model.feature_pca = PCA(**groups["feature_pca"])
-        model._checked_params()
+        try:
+            groups: dict[str, dict[str, Array]] = {"params": {}, "feature_pca": {}}
+            for name, array in arrays.items():
+                group, _, key = name.partition(".")
+                groups[group][key] = array
+            word_to_idx, dtype = json.loads(metadata["word_to_idx"]), np.dtype(metadata["dtype"]).type
+            state = np.random.get_state()
+            model = cls(word_to_idx, 1, 1, 1, metadata["cell_type"], dtype)
+            np.random.set_state(state)
+            model.params = {name: groups["params"].pop(name) for name in model.params}
+            model._checked_params()
+            if groups["params"]:
+                raise ValueError(f"unknown parameters {', '.join(groups['params'])}")
+            if len(model.params["W_embed"]) != len(word_to_idx):
+                raise ValueError(f"{len(model.params['W_embed'])} word vectors for {len(word_to_idx)} words")
+            if groups["feature_pca"]:
+                model.feature_pca = PCA(**groups["feature_pca"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a whole model: {error}") from error
         return model

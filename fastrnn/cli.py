@@ -2,7 +2,7 @@
 
 import sys
 import time
-import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,15 +39,19 @@ Threads = Annotated[
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    given = list(sys.argv[1:] if args is None else args)
     try:
-        return app(list(sys.argv[1:] if args is None else args) or ["--help"], standalone_mode=False) or 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what overflows is told in words
+            return app(given or ["--help"], standalone_mode=False) or 0
     except typer.TyperException as error:
         message = error.format_message()
         if isinstance(error.__cause__, ValidationError):  # Typer's checks, which do not tell what was given
             message += f", got {error.__cause__.errors()[0]['input']!r}"
-    except (OSError, ValueError, IndexError, ImportError) as error:
+    except (OSError, ValueError, IndexError, ImportError, MemoryError) as error:
         message = str(error)
-    print("fastrnn: " + " ".join(message.split()), file=sys.stderr)
+    if message:  # none after a help page
+        print("fastrnn: " + " ".join(message.split()), file=sys.stderr)
     return 2
 
 
@@ -70,11 +74,13 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Let a TOML file's settings take the place of the options' defaults."""
     if path is None:
         return None
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise typer.BadParameter(f"{path}: not a TOML file: {error}") from error
+    settings = runs.read_config(path)
     options = {name.replace("-", "_"): value for name, value in settings.items()}
+    if len(options) < len(settings):
+        raise typer.BadParameter(f"{path}: has a setting twice, with - and with _")
+    for name, value in settings.items():
+        if isinstance(value, bool | list | dict):
+            raise typer.BadParameter(f"{path}: {name}: expected a number or a text, got {value!r}")
     known = {str(parameter.name) for parameter in context.command.params} - {"config"}
     if unknown := options.keys() - known:
         raise typer.BadParameter(

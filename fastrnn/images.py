@@ -6,7 +6,6 @@ Pillow (extra ``plot``) is imported where it is used.
 import io
 import os
 import urllib.request
-from http.client import HTTPException
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def image_from_url(url: str, timeout: float = 10.0) -> Array | None:
         with Image.open(io.BytesIO(content)) as picture:
             rgb: Array = np.array(picture.convert("RGB"))
             return rgb
-    except (OSError, ValueError, HTTPException, Image.DecompressionBombError) as error:
+    except Exception as error:  # servers and damaged pictures raise whatever they like
         print(f"{url}: no picture: {error}")
         return None
 
@@ -64,7 +63,7 @@ def deprocess_image(img: ArrayLike, rescale: bool = False) -> Array:
     restored = np.asarray(img) * IMAGENET_STD + IMAGENET_MEAN
     if rescale:
         low, high = restored.min(), restored.max()
-        restored = (restored - low) / (high - low)
+        restored = (restored - low) / max(high - low, np.finfo(np.float32).tiny)
     pixels: Array = np.clip(255 * restored, 0, 255).astype(np.uint8)
     return pixels
 

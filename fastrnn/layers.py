@@ -248,20 +248,22 @@ def word_embedding_forward(x: ArrayLike, W: ArrayLike) -> tuple[Array, Any]:
     x = tokens("x", x, sizes["V"])
     out = np.empty((x.size, sizes["D"]), W.dtype)
     backend.kernels().embedding_forward(x.reshape(-1), W, out)
-    return out.reshape(*x.shape, sizes["D"]), (x, sizes["V"])
+    return out.reshape(*x.shape, sizes["D"]), _EmbeddingCache(x, W.shape, W.dtype)
 
 
 def word_embedding_backward(dout: ArrayLike, cache: Any) -> Array:
     """Gradient of :func:`word_embedding_forward` from dout (N,T,D): dW (V,D), repeated tokens summed."""
-    x, V = cache
-    given = real("dout", dout)
-    if given.ndim != x.ndim + 1 or given.shape[:-1] != x.shape:
-        raise ValueError(f"dout: expected shape {(*x.shape, 'D')}, got {given.shape}")
-    D = given.shape[-1]
-    given = np.asarray(given, real_type(given), order="C")
-    dW = np.empty((V, D), given.dtype)
-    backend.kernels().embedding_backward(x.reshape(-1), given.reshape(x.size, D), dW, backend.work())
+    x, (V, D), dtype = cache
+    dout = _gradient("dout", dout, (*x.shape, D), dtype)
+    dW = np.empty((V, D), dtype)
+    backend.kernels().embedding_backward(x.reshape(-1), dout.reshape(x.size, D), dW, backend.work())
     return dW
+
+
+class _EmbeddingCache(NamedTuple):
+    x: Array  # the tokens
+    W_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 def affine_forward(x: ArrayLike, w: ArrayLike, b: ArrayLike) -> tuple[Array, Any]:

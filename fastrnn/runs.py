@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from fastrnn import backend, files
 from fastrnn.captioning import CaptioningRNN
 from fastrnn.data.coco import CaptionData, Split, open_data
+from fastrnn.data.pca import PCA
 from fastrnn.data.prepare import words
 from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu, load_bleu
 from fastrnn.solver import CaptioningSolver
@@ -68,7 +69,12 @@ def train(settings: Settings, run: StrPath) -> float:
         backend=backend.current_backend(),
         threads=backend.get_num_threads(),
     )
+    for name in ("lr", "lr_decay"):
+        if not np.isfinite(getattr(settings, name)):
+            raise ValueError(f"{name}: expected a finite number, got {getattr(settings, name)}")
     data = open_data(settings.data)
+    data.train.check_features()
+    data.val.check_features()
     rng = np.random.default_rng(settings.seed)
     if settings.max_train is not None:
         data = replace(data, train=data.train.subset(settings.max_train, rng))
@@ -77,9 +83,9 @@ def train(settings: Settings, run: StrPath) -> float:
         data.word_to_idx, data.input_dim, settings.wordvec, settings.hidden, settings.cell, np.float32
     )
     model.feature_pca = data.pca
+    config = tomli_w.dumps({name: value for name, value in asdict(settings).items() if value is not None})
     run = _new_directory(Path(run))
-    known = {name: value for name, value in asdict(settings).items() if value is not None}
-    files.write_text(run / CONFIG, tomli_w.dumps(known))
+    files.write_text(run / CONFIG, config)
     with open(run / METRICS, "w", encoding="utf-8", buffering=1) as metrics:
         record = _Record(run, model, data, metrics)
         solver = CaptioningSolver(
@@ -98,8 +104,6 @@ def train(settings: Settings, run: StrPath) -> float:
         with tqdm(total=settings.epochs * solver.iterations_per_epoch, unit="it", smoothing=0.05) as bar:
             record.begin(bar)
             solver.train()
-    if not np.isfinite(record.best):
-        raise ValueError(f"{run}: no val loss was finite; try a lower learning rate than {settings.lr:g}")
     return record.best
 
 
@@ -129,8 +133,12 @@ class _Record:
         """After an iteration."""
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
-        loss = solver.loss_history[-1]
-        self._write(iteration=len(solver.loss_history), loss=loss)
+        iteration, loss = len(solver.loss_history), solver.loss_history[-1]
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"{self.run}: the loss is {loss} at iteration {iteration}: lower the learning rate"
+            )
+        self._write(iteration=iteration, loss=loss)
         self.bar.set_postfix_str(f"loss {loss:.2f}, {self._rate(solver):,.0f} tokens/s", refresh=False)
         self.bar.update()
 
@@ -184,7 +192,7 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
     model = CaptioningRNN.load(run / BEST)
-    opened = open_data(data if data is not None else _config(run)["data"])
+    opened = open_data(data if data is not None else _trained_on(run))
     _check_fit(run / BEST, model, opened)
     of_split, references = opened.split(split), opened.references(split)
     outputs = list(_captions(model, of_split, opened.idx_to_word))
@@ -212,11 +220,19 @@ def _figures(bleu: Bleu) -> dict[str, float]:
     }
 
 
-def _config(run: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file."""
     try:
-        return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{run / CONFIG}: not a TOML file: {error}") from error
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
+
+
+def _trained_on(run: Path) -> str:
+    data = read_config(run / CONFIG).get("data")
+    if not isinstance(data, str):
+        raise ValueError(f"{run / CONFIG}: expected the data directory as data = '...', got {data!r}")
+    return data
 
 
 def _check_fit(path: Path, model: CaptioningRNN, data: CaptionData) -> None:
@@ -227,6 +243,16 @@ def _check_fit(path: Path, model: CaptioningRNN, data: CaptionData) -> None:
         raise ValueError(
             f"{path}: the model takes features {width} wide, those of {data.directory} are {data.input_dim}"
         )
+    if not _same(model.feature_pca, data.pca):
+        raise ValueError(
+            f"{path}: the model's features were made by another PCA than those of {data.directory}"
+        )
+
+
+def _same(a: PCA | None, b: PCA | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.components.shape == b.components.shape and np.allclose(a.components, b.components, atol=1e-4)
 
 
 def _captions(model: CaptioningRNN, split: Split, idx_to_word: list[str]) -> Iterator[list[str]]:

@@ -11,8 +11,6 @@ from fastrnn.data.coco import CaptionData, Split, sample_coco_minibatch
 
 Array = NDArray[Any]
 
-_RULES = {name: getattr(optim, name) for name in optim.__all__}
-
 
 class CaptioningSolver:
     """Trains any model that has ``params`` and ``loss(features, captions) -> loss, grads``.
@@ -24,8 +22,8 @@ class CaptioningSolver:
     Published settings: ``update_rule`` ("sgd"; a name in :mod:`fastrnn.optim`), ``optim_config`` ({}; the
     rule's settings), ``lr_decay`` (1.0; factor on the learning rate after each epoch), ``batch_size`` (100),
     ``num_epochs`` (10), ``print_every`` (10 iterations), ``verbose`` (True). Beyond these: ``rng`` (a
-    ``numpy.random.Generator``), ``on_step`` and ``on_epoch``, called with the solver after each iteration and
-    each epoch.
+    ``numpy.random.Generator`` or a seed), ``on_step`` and ``on_epoch``, called with the solver after each
+    iteration and each epoch.
 
     Attributes: ``loss_history`` (one number per iteration), ``epoch``, ``optim_configs`` (settings and state
     of the rule per parameter), ``update_rule`` (the function); ``best_val_acc``, ``best_params``,
@@ -44,19 +42,18 @@ class CaptioningSolver:
         self.num_epochs: int = kwargs.pop("num_epochs", 10)
         self.print_every: int = kwargs.pop("print_every", 10)
         self.verbose: bool = kwargs.pop("verbose", True)
-        self.rng: np.random.Generator = kwargs.pop("rng", None) or np.random.default_rng()
+        self.rng = np.random.default_rng(kwargs.pop("rng", None))
         self.on_step: Callable[[CaptioningSolver], None] | None = kwargs.pop("on_step", None)
         self.on_epoch: Callable[[CaptioningSolver], None] | None = kwargs.pop("on_epoch", None)
         if kwargs:
             raise ValueError(f"unrecognized arguments: {', '.join(map(repr, kwargs))}")
-        if update_rule not in _RULES:
-            raise ValueError(
-                f"update_rule: expected one of {', '.join(map(repr, _RULES))}, got {update_rule!r}"
-            )
+        if not callable(getattr(optim, update_rule, None)):
+            known = ", ".join(map(repr, optim.__all__))
+            raise ValueError(f"update_rule: expected the name of a rule such as {known}, got {update_rule!r}")
         for name in ("batch_size", "print_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        self.update_rule = _RULES[update_rule]
+        self.update_rule = getattr(optim, update_rule)
         self._reset()
 
     def _reset(self) -> None:

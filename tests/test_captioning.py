@@ -254,6 +254,38 @@ def test_load_refuses_other_files(tmp_path):
     files.write_tensors(path, {"x": np.zeros(1)}, {})
     with pytest.raises(ValueError, match=r"model\.safetensors: expected a model"):
         fastrnn.CaptioningRNN.load(path)
+    make_model().save(path)
+    arrays, metadata = files.read_tensors(path)
+    vector = np.zeros(3)
+    for other_arrays, other_metadata in (
+        (arrays | {"params.foo": vector}, metadata),
+        (arrays | {"foo": vector}, metadata),
+        (arrays | {"feature_pca.foo": vector}, metadata),
+        (arrays | {"params.Wh": vector}, metadata),
+        ({name: array for name, array in arrays.items() if name != "params.Wx"}, metadata),
+        (arrays, metadata | {"cell_type": "gru"}),
+        (arrays, metadata | {"dtype": "foo"}),
+        (arrays, metadata | {"word_to_idx": "["}),
+        (arrays, metadata | {"word_to_idx": json.dumps({"<NULL>": 0})}),
+        (arrays, {name: text for name, text in metadata.items() if name != "dtype"}),
+    ):
+        files.write_tensors(path, other_arrays, other_metadata)
+        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole model"):
+            fastrnn.CaptioningRNN.load(path)
+
+
+def test_save_takes_what_training_takes(tmp_path, rng):
+    """Indices from NumPy, parameters that are lists or of other types; a missing directory is named."""
+    model = make_model(word_to_idx={word: np.int64(i) for word, i in WORDS.items()})
+    model.params["b_vocab"] = model.params["b_vocab"].tolist()
+    model.params["b"] = model.params["b"].astype(np.longdouble)
+    model.save(tmp_path / "model.safetensors")
+    features = rng.standard_normal((5, 4))
+    loaded = fastrnn.CaptioningRNN.load(tmp_path / "model.safetensors")
+    assert loaded.loss(features, CAPTIONS)[0] == model.loss(features, CAPTIONS)[0]
+    assert list(loaded.params) == list(model.params)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
+        model.save(tmp_path / "nowhere" / "model.safetensors")
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tomllib
 
+import h5py
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn import backend, cli, runs
-from tests.datasets import edit_json, write_coco
+from tests.datasets import edit_json, write_coco, write_h5
 
 
 @pytest.fixture(autouse=True)
@@ -225,6 +226,8 @@ def test_wrong_config_files(data, tmp_path, capsys):
         ("hidden = ", "not a TOML file"),
         ("wings = 2", "unknown settings wings; known are backend, batch_size"),
         ('hidden = "many"', "many"),
+        ("hidden = true", "hidden: expected a number or a text, got True"),
+        ("batch-size = 1\nbatch_size = 2", "has a setting twice"),
     ):
         path.write_text(text)
         line = refused(["train", "--data", data, "--config", path, "--out", tmp_path / "run"], capsys)
@@ -257,12 +260,50 @@ def test_broken_runs(data, tmp_path, capsys):
     assert train(data, run, "--epochs", "1") == 0
     (data / "references.json").unlink()
     assert "references.json" in refused(["evaluate", run], capsys)
+    (run / "config.toml").write_text("data = 5")
+    assert "config.toml: expected the data directory" in refused(["evaluate", run], capsys)
     (run / "config.toml").write_text("[")
     assert "config.toml: not a TOML file" in refused(["evaluate", run], capsys)
     (run / "best.safetensors").write_bytes(b"x")
     assert "best.safetensors: not a whole safetensors file" in refused(["evaluate", run], capsys)
     (run / "best.safetensors").unlink()
     assert "best.safetensors: no such file" in refused(["evaluate", run], capsys)
+
+
+def test_another_pca(coco, data, tmp_path, capsys):
+    for name in ("one", "two"):
+        assert cli.main([*prepare_arguments(coco, tmp_path / name), "--pca", "6"]) == 0
+        for split in ("train", "val"):  # the same features in another order of columns
+            path = coco[f"{split}_features"]
+            with h5py.File(path) as file:
+                ids, features = file["image_ids"][()], file["features"][()]
+            write_h5(path, image_ids=ids, features=features[:, ::-1])
+    assert train(tmp_path / "one", tmp_path / "run", "--epochs", "1") == 0
+    for other in (tmp_path / "two", data):
+        line = refused(["evaluate", tmp_path / "run", "--data", other], capsys)
+        assert "the model's features were made by another PCA" in line
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_features_are_checked_before_a_run_begins(data, tmp_path, capsys, split):
+    path = data / f"{split}2014_vgg16_fc7.h5"
+    with h5py.File(path, "a") as file:
+        file["features"][3, 1] = np.nan
+    line = refused(["train", "--data", data, "--out", tmp_path / "run"], capsys)
+    assert f"{split} features: those of image 3 (" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges(data, tmp_path, capsys):
+    """One clear line, whatever the progress bar showed before."""
+    assert train(data, tmp_path / "run", "--lr", "1e30") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss is " in error
+    assert "at iteration " in error
+    assert "lower the learning rate" in error
+    for option in ("--lr", "--lr-decay"):
+        line = refused(["train", "--data", data, "--out", tmp_path / "other", option, "inf"], capsys)
+        assert f"{option[2:].replace('-', '_')}: expected a finite number, got inf" in line
 
 
 def test_missing_extras(data, tmp_path, monkeypatch, capsys):

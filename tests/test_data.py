@@ -199,6 +199,21 @@ BREAK = {
         "coco2014_vocab.json", lambda p: edit_json(p, lambda v: v["word_to_idx"].update(cat=1)), ValueError,
         "idx_to_word and word_to_idx must agree",
     ),
+    "vocabulary as an object": (
+        "coco2014_vocab.json", lambda p: edit_json(p, lambda v: v.update(idx_to_word=v["word_to_idx"])),
+        ValueError, "idx_to_word and word_to_idx must agree",
+    ),
+    "image indices of floats": (
+        CAPTIONS, lambda p: change_h5(p, train_image_idxs=np.ones(40)), ValueError,
+        "of integers, got .*float64",
+    ),
+    "captions without words": (
+        CAPTIONS, lambda p: change_h5(p, train_captions=np.ones((40, 1), int)), ValueError,
+        r"expected train_captions \(n,17\)",
+    ),
+    "urls of bytes": (
+        "val2014_urls.txt", lambda p: p.write_bytes(b"\xff"), ValueError, "not a UTF-8 text file",
+    ),
     "urls missing": ("val2014_urls.txt", lambda p: p.unlink(), FileNotFoundError, "val2014_urls.txt"),
     "too few urls": ("val2014_urls.txt", lambda p: p.write_text("a\n"), ValueError, "has 1 lines"),
     "PCA of another kind": (
@@ -231,6 +246,17 @@ def test_broken_references(directory):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         fastrnn.open_data(directory).references("val")
+
+
+def test_references_of_anything_but_text(directory):
+    edit_json(directory / "references.json", lambda r: r["val"]["captions"][0].append(5))
+    with pytest.raises(ValueError, match=r"references\.json: expected image_ids and captions"):
+        fastrnn.open_data(directory).references("val")
+
+
+def test_minibatches_of_nothing(directory):
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got -1"):
+        next(fastrnn.open_data(directory).train.minibatches(-1))
 
 
 def test_the_drop_in_takes_other_vocabularies(directory):

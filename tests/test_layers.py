@@ -331,6 +331,8 @@ embed, affine, temporal_affine, softmax = (
         (lambda: embed([[-1]], ones((7, 2))), IndexError, "token -1 at"),
         (lambda: embed([[0.5]], ones((7, 2))), ValueError, "x: expected whole numbers"),
         (lambda: embed([[np.nan]], ones((7, 2))), ValueError, "x: expected whole"),
+        (lambda: embed([[1e300]], ones((7, 2))), IndexError, "x: token 1000000"),
+        (lambda: embed(np.array([2**63], np.uint64), ones((7, 2))), IndexError, "token 9223372036854775808"),
         (lambda: embed([["cat"]], ones((7, 2))), TypeError, "x: expected real numbers"),
         (lambda: affine(ones((2, 3)) * 1j, ones((3, 2)), ones(2)), TypeError, "x: .*complex"),
         (lambda: affine(ones((2, 3)), ones((4, 2)), ones(2)), ValueError, "w: expected shape"),

@@ -197,6 +197,21 @@ def with_nan(features):
     return features
 
 
+def write_group(path, name):
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file.create_group(name)
+
+
+def damage(path):
+    """Overwrite the middle of the compressed features."""
+    with h5py.File(path) as file:
+        chunk = file["features"].id.get_chunk_info(1)
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset + 2)
+        file.write(b"\xff" * (chunk.size - 4))
+
+
 def spoil_captions(coco, change):
     edit_json(coco["val_captions"], change)
 
@@ -226,10 +241,29 @@ BREAK = {
         lambda c: spoil_captions(c, lambda v: v.update(annotations=[])), "val.json: has no captions"
     ),
     "another format": (
-        lambda c: c["val_captions"].write_text("[1]"), "val.json: expected COCO captions: images with id"
+        lambda c: c["val_captions"].write_text("[1]"), "val.json: expected COCO captions"
     ),
     "no JSON": (lambda c: c["val_captions"].write_text("{"), "val.json: not a JSON file"),
     "no HDF5": (lambda c: c["val_features"].write_text("{"), "val.h5: not a whole HDF5 file"),
+    "no text": (
+        lambda c: spoil_captions(c, lambda v: v["annotations"][0].update(caption=None)), "and a text caption"
+    ),
+    "ids of text": (
+        lambda c: spoil_captions(c, lambda v: v["images"][0].update(id="1")), "images with a number id"
+    ),
+    "a group for a data set": (
+        lambda c: write_group(c["val_features"], "image_ids"), "val.h5: has no data set 'image_ids', only"
+    ),
+    "feature ids of text": (
+        lambda c: spoil_features(c, image_ids=lambda ids: ids.astype("S5")), "image ids .* of integers"
+    ),
+    "features without width": (
+        lambda c: spoil_features(c, features=lambda f: f[:, :0]), r"val.h5: expected features \(n,D\)"
+    ),
+    "another width": (
+        lambda c: spoil_features(c, features=lambda f: f[:, :4]), "val.h5: features are 4 wide, those of .* 6"
+    ),
+    "damaged chunks": (lambda c: damage(c["val_features"]), "val.h5: not a whole HDF5 file"),
     "only wordless captions": (
         lambda c: spoil_captions(c, lambda v: [note.update(caption="1 2") for note in v["annotations"]]),
         "val.json: no caption has 1 to 15 words",
@@ -268,6 +302,25 @@ def test_missing_files(coco, tmp_path):
         for missing in ("nothing.json" if "captions" in name else "nothing.h5", "nothing.npy"):
             with pytest.raises(FileNotFoundError, match="nothing"):
                 prepare(tmp_path / "data", **coco | {name: tmp_path / missing})
+
+
+def test_an_archive_is_no_array(coco, tmp_path):
+    path = tmp_path / "features.npy"
+    with open(path, "wb") as file:
+        np.savez(file, features=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"features\.npy: not a whole npy file"):
+        prepare(tmp_path / "data", **coco | {"val_features": path})
+
+
+def test_directories_above_are_made_only_in_the_end(coco, tmp_path):
+    out = tmp_path / "new" / "sub" / "data"
+    spoil_features(coco, features=with_nan)
+    with pytest.raises(ValueError, match="have NaN"):
+        prepare(out, **coco)
+    assert not (tmp_path / "new").exists()
+    spoil_features(coco, features=np.nan_to_num)
+    prepare(out, **coco)
+    assert fastrnn.open_data(out)
 
 
 def test_a_directory_with_something_in_it_is_left_alone(coco, tmp_path):

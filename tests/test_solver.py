@@ -1,5 +1,8 @@
 """The solver: the published loop to the digit, true epochs beside it, and whose arrays are whose."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -147,11 +150,33 @@ def test_arrays_held_by_the_user_stay(rng):
         np.testing.assert_array_equal(held[name], array)
 
 
+def test_pickle_and_deepcopy(rng):
+    solver = fastrnn.CaptioningSolver(
+        make_model(), published_data(rng), update_rule="adam", batch_size=5, verbose=False
+    )
+    solver._step()
+    for other in (pickle.loads(pickle.dumps(solver)), copy.deepcopy(solver)):
+        np.random.seed(3)
+        other._step()
+        np.random.seed(3)
+        again = copy.deepcopy(solver)
+        again._step()
+        assert other.loss_history == again.loss_history
+
+
+def test_rules_that_the_user_added(rng, monkeypatch):
+    monkeypatch.setattr(fastrnn.optim, "mine", lambda w, dw, config: (w + 1, config), raising=False)
+    solver = fastrnn.CaptioningSolver(make_model(), published_data(rng), update_rule="mine", verbose=False)
+    before = solver.model.params["b"].copy()
+    solver._step()
+    np.testing.assert_array_equal(solver.model.params["b"], before + 1)
+
+
 def test_unknown_settings(rng):
     data = published_data(rng)
     with pytest.raises(ValueError, match="'momentum', 'foo'"):
         fastrnn.CaptioningSolver(make_model(), data, momentum=0.9, foo=1)
-    with pytest.raises(ValueError, match=r"update_rule: expected one of .*, got 'adamw'"):
+    with pytest.raises(ValueError, match=r"update_rule: expected the name .*, got 'adamw'"):
         fastrnn.CaptioningSolver(make_model(), data, update_rule="adamw")
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         fastrnn.CaptioningSolver(make_model(), data, batch_size=0)

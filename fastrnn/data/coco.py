@@ -136,12 +136,26 @@ class Split:
         """One true epoch: every caption once, shuffled by ``rng``, or in the order given without one.
 
         Yields features (n,D), captions (n,17) and image indices (n,), n = batch_size but for the last.
+        Raises ``ValueError`` for a batch_size below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         for start in range(0, len(self), batch_size):
             chosen = order[start : start + batch_size]
             images = self.image_idxs[chosen]
             yield np.asarray(self.features[images]), self.captions[chosen], images
+
+    def check_features(self) -> None:
+        """Read all features once. Raises ``ValueError`` naming an image whose features are not finite."""
+        for start in range(0, len(self.features), 4096):
+            finite = np.isfinite(self.features[start : start + 4096]).all(axis=1)
+            if not finite.all():
+                image = start + int(np.argmin(finite))
+                raise ValueError(
+                    f"{self.name} features: those of image {image} ({self.urls[image]}) have NaN or infinite "
+                    "values"
+                )
 
     def subset(self, n: int, rng: np.random.Generator) -> "Split":
         """The first n captions of a permutation drawn from ``rng``, all of them if there are fewer."""
@@ -219,7 +233,8 @@ def _open_split(directory: Path, name: str, pca: bool, vocabulary: dict[str, Any
     features = _open_features(features_path)
     urls = _read_lines(directory / urls_file(name))
     V = len(vocabulary["idx_to_word"])
-    if captions.ndim != 2 or captions.dtype.kind not in "iu" or image_idxs.shape != (len(captions),):
+    integers = captions.dtype.kind in "iu" and image_idxs.dtype.kind in "iu"
+    if not integers or captions.ndim != 2 or captions.shape[1] < 2 or image_idxs.shape != captions.shape[:1]:
         raise ValueError(
             f"{path}: expected {name}_captions (n,17) and {name}_image_idxs (n,) of integers, got "
             f"{captions.shape} {captions.dtype} and {image_idxs.shape} {image_idxs.dtype}"
@@ -264,7 +279,9 @@ def read_references(path: Path) -> dict[str, Any]:
     references = files.read_json(path)
     try:
         for split in ("train", "val"):
-            if len(references[split]["image_ids"]) != len(references[split]["captions"]):
+            captions = references[split]["captions"]
+            texts = all(isinstance(text, str) for of_image in captions for text in of_image)
+            if not texts or len(references[split]["image_ids"]) != len(captions):
                 raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -281,7 +298,8 @@ def read_vocabulary(path: StrPath) -> dict[str, Any]:
     vocabulary = files.read_json(path)
     try:
         idx_to_word, word_to_idx = vocabulary["idx_to_word"], vocabulary["word_to_idx"]
-        agree = word_to_idx == {word: i for i, word in enumerate(idx_to_word)}
+        words = isinstance(idx_to_word, list) and all(isinstance(word, str) for word in idx_to_word)
+        agree = words and word_to_idx == {word: i for i, word in enumerate(idx_to_word)}
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a list idx_to_word and an object word_to_idx") from error
     if not agree or tuple(idx_to_word[: len(SPECIAL)]) != SPECIAL:
@@ -293,27 +311,30 @@ def read_vocabulary(path: StrPath) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        return [line.strip() for line in file]
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a UTF-8 text file: {error}") from error
 
 
 @contextmanager
 def open_h5(path: Path) -> Iterator[Any]:
-    """An HDF5 file to read. Raises ``FileNotFoundError``, or ``ValueError`` for a truncated one."""
+    """An HDF5 file to read. Raises ``FileNotFoundError``, or ``ValueError`` naming a damaged one."""
     import h5py
 
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:  # h5py raises any of them
         raise ValueError(f"{path}: not a whole HDF5 file: {error}") from error
-    with file:
-        yield file
 
 
 def dataset(file: Any, name: str) -> Any:
     """A data set of an HDF5 file. Raises ``ValueError`` naming the file where it has none such."""
-    if name not in file:
-        raise ValueError(f"{file.filename}: has no data set {name!r}, only {', '.join(file) or 'nothing'}")
+    if not hasattr(file.get(name), "dtype"):
+        found = ", ".join(map(str, file)) or "nothing"
+        raise ValueError(f"{file.filename}: has no data set {name!r}, only {found}")
     return file[name]

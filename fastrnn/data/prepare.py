@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrnn import files
-from fastrnn.arrays import integers
 from fastrnn.data import coco
 from fastrnn.data.pca import PCA
 
@@ -78,6 +77,11 @@ def prepare(
         ("val", val_captions, val_features),
     ):
         sources[split] = _Source.read(Path(captions), Path(features), allow_unmatched)
+    if sources["train"].width != sources["val"].width:
+        raise ValueError(
+            f"{val_features}: features are {sources['val'].width} wide, those of {train_features} "
+            f"{sources['train'].width}"
+        )
     idx_to_word = _vocabulary(sources["train"], min_count, vocab_size, vocab)
     word_to_idx = {word: i for i, word in enumerate(idx_to_word)}
     with _new_directory(Path(out)) as directory:
@@ -126,11 +130,12 @@ def _new_directory(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: exists already and is not an empty directory")
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    existing = next(parent for parent in out.parents if parent.is_dir())
+    beside = existing / f".{out.name}.{uuid.uuid4().hex[:8]}"
     beside.mkdir()
     try:
         yield beside
+        out.parent.mkdir(parents=True, exist_ok=True)
         os.replace(beside, out)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -218,10 +223,14 @@ def _read_captions(path: Path) -> tuple[dict[int, str], list[tuple[int, str]]]:
                 raise ValueError(f"{path}: image {image['id']} is listed twice")
             url = image.get("coco_url") or image.get("flickr_url") or image.get("file_name") or ""
             urls[image["id"]] = " ".join(str(url).split())
-        annotations = [(note["image_id"], str(note["caption"])) for note in content["annotations"]]
+        annotations = [(note["image_id"], note["caption"]) for note in content["annotations"]]
+        numbers = [*urls, *(image_id for image_id, _ in annotations)]
+        if not all(type(n) is int for n in numbers) or not all(type(text) is str for _, text in annotations):
+            raise TypeError
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: expected COCO captions: images with id, annotations with image_id and caption"
+            f"{path}: expected COCO captions: images with a number id, annotations with a number image_id "
+            "and a text caption"
         ) from error
     strangers = {image_id for image_id, _ in annotations} - urls.keys()
     if strangers:
@@ -235,30 +244,30 @@ def _read_captions(path: Path) -> tuple[dict[int, str], list[tuple[int, str]]]:
 def _open_features(path: Path) -> Iterator[tuple[Array, Any]]:
     """Image ids (n,) int64 and features (n,D) that are read where they are sliced."""
     if path.suffix == ".npy":
-        ids_path = path.with_name(f"{path.stem}_image_ids.npy")
-        yield _checked_features(path, _load_npy(ids_path), _load_npy(path))
+        features, ids = _load_npy(path), _load_npy(path.with_name(f"{path.stem}_image_ids.npy"))
+        yield _checked_features(path, ids, features)
     else:
         with coco.open_h5(path) as file:
             yield _checked_features(path, coco.dataset(file, "image_ids")[()], coco.dataset(file, "features"))
 
 
 def _load_npy(path: Path) -> Array:
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        loaded: Array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: not a whole npy file: {error}") from error
     return loaded
 
 
 def _checked_features(path: Path, ids: Array, features: Any) -> tuple[Array, Any]:
-    if features.ndim != 2 or ids.shape != features.shape[:1] or features.dtype.kind not in "fiu":
+    matrix = features.ndim == 2 and features.shape[1] > 0 and features.dtype.kind in "fiu"
+    if not matrix or ids.shape != features.shape[:1] or ids.dtype.kind not in "iu":
         raise ValueError(
-            f"{path}: expected features (n,D) of real numbers and image ids (n,), got {features.shape} "
-            f"{features.dtype} and {ids.shape}"
+            f"{path}: expected features (n,D) of real numbers and image ids (n,) of integers, got "
+            f"{features.shape} {features.dtype} and {ids.shape} {ids.dtype}"
         )
-    ids = integers(f"{path}: image_ids", ids)
     distinct, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"{path}: has features of {_some(distinct[counts > 1].tolist())} more than once")
@@ -369,7 +378,7 @@ def _write_features(path: Path, source: _Source, projection: PCA | None, progres
         reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         space = h5py.h5s.create_simple((len(source.image_ids), D))
         offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
-    with open(path, "r+b") as target:
+    with files.naming(path.name), open(path, "r+b") as target:
         for images, rows in source.features(f"writing {path.name}", progress):
             features = rows if projection is None else projection.project(rows)
             for image, row in zip(images.tolist(), features.astype("<f4"), strict=True):
