@@ -124,6 +124,17 @@ def test_concurrent_calls_are_right(rng):
     assert not wrong
 
 
+def test_scratch_is_neither_shared_between_threads_nor_between_backends():
+    mine, found = backend.work(), []
+    assert backend.work() is mine
+    thread = threading.Thread(target=lambda: found.append(backend.work()))
+    thread.start()
+    thread.join()
+    with fastrnn.use_backend("other"):
+        found.append(backend.work())
+    assert all(work is not mine for work in found)
+
+
 def blas_threads():
     return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
 
@@ -156,6 +167,9 @@ def python(code, **environment):
 def test_threads_by_the_environment():
     result = python("import fastrnn; print(fastrnn.get_num_threads())", FASTRNN_NUM_THREADS="1")
     assert result.stdout == "1\n", result.stderr
+    code = "import fastrnn, threadpoolctl as t; fastrnn.sgd(*__import__('numpy').ones((2, 1)));"
+    code += "print({pool['num_threads'] for pool in t.threadpool_info()})"
+    assert python(code, FASTRNN_NUM_THREADS="1").stdout == "{1}\n"
     result = python("import fastrnn; fastrnn.get_num_threads()", FASTRNN_NUM_THREADS="many")
     assert "FASTRNN_NUM_THREADS: expected a whole number of threads, at least 1, got 'many'" in result.stderr
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+import types
 
 import h5py
 import numpy as np
@@ -91,6 +92,26 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert result["captions"][0]["caption"].split()[0] in ("a", "the")
     assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
     assert (run / "evaluation-train.json").exists()
+
+
+def test_the_best_model_is_that_of_the_lowest_val_loss(data, tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(runs, "mean_loss", lambda model, split: next(losses))
+    assert train(data, tmp_path / "run") == 0
+    losses = iter([3.0, 1.0])
+    assert train(data, tmp_path / "shorter", "--epochs", "2") == 0
+    best, last = ((tmp_path / "run" / f"{name}.safetensors").read_bytes() for name in ("best", "last"))
+    assert best == (tmp_path / "shorter" / "last.safetensors").read_bytes() != last
+
+
+def test_unknown_words_stay_in_the_output_and_markers_do_not():
+    class Parrot:
+        def sample(self, features):
+            return np.array([[1, 4, 3, 0, 4, 2, 4], [4, 4, 4, 4, 4, 4, 3]])
+
+    split = types.SimpleNamespace(features=np.zeros((2, 1)))
+    words = ["<NULL>", "<START>", "<END>", "<UNK>", "a"]
+    assert list(runs._captions(Parrot(), split, words)) == [["a", "<UNK>", "a"], [*"aaaaaa", "<UNK>"]]
 
 
 def test_one_seed_one_run(data, tmp_path):

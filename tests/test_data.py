@@ -103,6 +103,17 @@ def test_features_stay_on_disk(directory):
     np.testing.assert_array_equal(fastrnn.open_data(directory).train.features, features)
 
 
+def test_of_raw_and_pca_features_the_pca_ones_are_opened(directory):
+    for split in ("train", "val"):
+        write_h5(directory / f"{split}2014_vgg16_fc7.h5", features=np.ones((20, 9)))
+    data = fastrnn.open_data(directory)
+    assert (data.input_dim, data.pca.components.shape) == (4, (4, 6))
+    for split in ("train", "val"):
+        (directory / f"{split}2014_vgg16_fc7_pca.h5").unlink()
+    data = fastrnn.open_data(directory)
+    assert (data.input_dim, data.pca) == (9, None)
+
+
 def test_minibatches_make_true_epochs(directory):
     train = fastrnn.open_data(directory).train
     batches = list(train.minibatches(7, np.random.default_rng(1)))
@@ -183,6 +194,19 @@ BREAK = {
     "unknown token": (
         CAPTIONS, lambda p: change_h5(p, train_captions=np.full((40, 17), 99)), ValueError,
         r"train_captions has tokens 99\.\.99, the vocabulary 0\.\.",
+    ),
+    "negative token": (
+        CAPTIONS, lambda p: change_h5(p, val_captions=np.full((40, 17), -1)), ValueError,
+        r"val_captions has tokens -1\.\.-1",
+    ),
+    "negative image index": (
+        CAPTIONS, lambda p: change_h5(p, val_image_idxs=np.full(40, -1)), ValueError,
+        r"val_image_idxs has -1\.\.-1",
+    ),
+    "special tokens elsewhere": (
+        "coco2014_vocab.json",
+        lambda p: p.write_text('{"idx_to_word": ["a", "<NULL>"], "word_to_idx": {"a": 0, "<NULL>": 1}}'),
+        ValueError, "begin with <NULL> <START> <END> <UNK>",
     ),
     "captions without images": (
         CAPTIONS, lambda p: change_h5(p, train_image_idxs=np.ones(3, int)), ValueError,

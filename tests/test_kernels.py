@@ -1,6 +1,7 @@
 """Every row of the contract on every backend: right answers, and nothing touched that should not be."""
 
 import inspect
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_targets_under_the_mask_are_not_looked_at(kernels, dtype):
     assert len(set(losses)) == 1
 
 
-def test_vocab_loss_in_many_blocks(kernels, dtype, monkeypatch):
+def test_vocab_loss_in_many_blocks(kernels, dtype):
     """More rows than a block of scores holds: the same loss and gradients as from whole scores."""
     size = Size((40, 30, 7), D=2, H=6, V=70_000, U=1)
     case = make_case("vocab_loss", size, dtype)
@@ -177,6 +178,25 @@ def test_vocab_loss_in_many_blocks(kernels, dtype, monkeypatch):
     tolerance = {np.float32: 1e-4, np.float64: 1e-11}[dtype]
     for name, expected in {"dh": p @ W.T, "dW": h.T @ p, "db": p.sum(axis=0)}.items():
         assert_close(got[name], expected, tolerance, name)
+
+
+def test_scratch_of_vocab_loss_does_not_grow_with_the_scores(kernels):
+    """4,096 rows of 10,000 scores would be 164 MB; scratch stays under 64 MB."""
+    case = make_case("vocab_loss", Size((16,) * 256, D=1, H=32, V=10_000, U=1), np.float32)
+    arguments, work = case.arguments(), kernels.make_work()
+    tracemalloc.start()
+    call(kernels, "vocab_loss", arguments, work)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64e6
+
+
+def test_repeated_tokens_are_summed_in_the_order_of_the_rows(kernels):
+    """1 is lost when added to 1e16, and is not when 1e16 has cancelled before."""
+    dW = np.full((2, 1), np.nan)
+    for dout, expected in (([1.0, 1e16, -1e16], 0), ([1e16, -1e16, 1.0], 1)):
+        kernels.embedding_backward(np.ones(3, np.int64), np.array([dout]).T.copy(), dW, kernels.make_work())
+        np.testing.assert_array_equal(dW[:, 0], [0, expected])
 
 
 def test_signatures_are_those_of_the_contract(kernels):

@@ -223,6 +223,12 @@ def test_a_cache_survives_later_calls_and_spoilt_outputs(rng):
     step[1].fill(np.nan)
     for got, wanted in zip(fastrnn.lstm_step_backward(dh[:, 0], dh[:, 1], step[2]), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
+    weights = [rng.standard_normal(shape) for shape in ((H, H), (H, H), (H,))]
+    next_h, cache = fastrnn.rnn_step_forward(dh[:, 0], dh[:, 1], *weights)
+    expected = fastrnn.rnn_step_backward(dh[:, 0], cache)
+    next_h.fill(np.nan)
+    for got, wanted in zip(fastrnn.rnn_step_backward(dh[:, 0], cache), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +256,18 @@ def test_tokens_may_be_whole_floats(rng):
     np.testing.assert_array_equal(out, W[tokens])
 
 
+def test_the_default_cell_state_keeps_float32(rng):
+    inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES["lstm"].items()}
+    del inputs["c0"]
+    assert fastrnn.lstm_forward(**inputs)[0].dtype == np.float32
+
+
+def test_targets_under_the_mask_may_be_anything(rng):
+    x, mask = rng.standard_normal((1, 2, V)), [[True, False]]
+    losses = [fastrnn.temporal_softmax_loss(x, [[1, y]], mask)[0] for y in (0, -1, V, 999)]
+    assert len(set(losses)) == 1
+
+
 def test_mask_of_weights(rng):
     x, y = rng.standard_normal((1, 2, V)), np.array([[1, 2]])
     both = [
@@ -261,6 +279,8 @@ def test_mask_of_weights(rng):
 
 
 def test_verbose_prints_the_shape(capsys):
+    fastrnn.temporal_softmax_loss(np.zeros((2, 3, V)), np.zeros((2, 3)), np.ones((2, 3)))
+    assert capsys.readouterr().out == ""
     fastrnn.temporal_softmax_loss(np.zeros((2, 3, V)), np.zeros((2, 3)), np.ones((2, 3)), verbose=True)
     assert "(6, 7)" in capsys.readouterr().out
 
@@ -315,6 +335,13 @@ embed, affine, temporal_affine, softmax = (
             ),
             ValueError,
             r"lengths: expected numbers in 0\.\.3, got 1\.\.4",
+        ),
+        (
+            lambda: fastrnn.rnn_forward(
+                ones((2, 3, 4)), ones((2, 5)), ones((4, 5)), ones((5, 5)), ones(5), lengths=[-1, 2]
+            ),
+            ValueError,
+            r"lengths: expected numbers in 0\.\.3, got -1\.\.2",
         ),
         (
             lambda: fastrnn.rnn_forward(

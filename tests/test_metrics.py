@@ -57,6 +57,12 @@ def test_an_unknown_word_is_a_wrong_word():
     assert corpus_bleu([["<UNK>"] * 4], references).bleu[0] == 0
 
 
+def test_nothing_is_smoothed():
+    """Every word is right and no two in a row are: BLEU-2 is 0."""
+    bleu = corpus_bleu([["a", "b", "c", "d"]], [[["d", "c", "b", "a"]]])
+    assert bleu.bleu[:2] == pytest.approx([1, 0])
+
+
 def test_no_words_at_all():
     assert corpus_bleu([[]], [[["a"]]]).bleu == [0, 0, 0, 0]
 

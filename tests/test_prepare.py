@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastrnn
+from fastrnn import files
 from fastrnn.data import PCA, prepare
 from fastrnn.data.prepare import words
 from tests.datasets import edit_json, write_coco, write_h5
@@ -81,7 +82,7 @@ def test_features_are_matched_by_image_id(tmp_path, npy):
 
 
 def test_vocabulary_by_count_size_and_file(coco, tmp_path):
-    for text in ("zebra zebra yak", "zebra yak"):
+    for text in ("zebra zebra yak", "zebra yak", "unseen " * 16):
         add_caption(coco["train_captions"], text)
     special = ["<NULL>", "<START>", "<END>", "<UNK>"]
 
@@ -93,12 +94,15 @@ def test_vocabulary_by_count_size_and_file(coco, tmp_path):
     assert every.idx_to_word[:4] == special
     counts = [sum(caption.count(w) for caption in decoded(every, "train")) for w in every.idx_to_word[4:]]
     assert counts == sorted(counts, reverse=True)
+    assert "unseen" not in every.idx_to_word  # it stands only in a caption that is left out
     three, result = vocabulary("three", min_count=3)
     assert three.idx_to_word[4:] == [w for w, n in zip(every.idx_to_word[4:], counts, strict=True) if n >= 3]
     assert "zebra" in three.idx_to_word
     assert "yak" not in three.idx_to_word
     assert decoded(three, "train")[-1] == ["zebra", "<UNK>"]
     np.testing.assert_allclose(result["train"].unknown, sum(n for n in counts if n < 3) / sum(counts))
+    ranked = sorted(every.idx_to_word[4:], key=lambda w: (-counts[every.idx_to_word.index(w) - 4], w))
+    assert every.idx_to_word[4:] == ranked  # equally frequent words in the order of the alphabet
     small, _ = vocabulary("small", vocab_size=7)
     assert small.idx_to_word == every.idx_to_word[:7]
     same, _ = vocabulary("same", vocab=tmp_path / "small" / "coco2014_vocab.json")
@@ -116,8 +120,10 @@ def test_words_of_val_are_not_looked_at(coco, tmp_path):
     assert result["val"].unknown > 0
 
 
-def test_pca_is_fitted_on_train_and_kept(tmp_path):
+@pytest.mark.parametrize("images_at_a_time", [2, 7, 2048])
+def test_pca_is_fitted_on_train_and_kept(tmp_path, monkeypatch, images_at_a_time):
     """Against NumPy's SVD of the train features; val and later raw features are projected alike."""
+    monkeypatch.setattr(sys.modules["fastrnn.data.prepare"], "SLICE", images_at_a_time)
     rng = np.random.default_rng(0)
     coco = write_coco(tmp_path / "coco", images=300, width=20)
     raw = {}
@@ -136,6 +142,7 @@ def test_pca_is_fitted_on_train_and_kept(tmp_path):
     centred = raw["train"] - raw["train"].mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
     assert data.pca.components.shape == (3, 20)
+    np.testing.assert_allclose(data.pca.mean, raw["train"].mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(np.abs(np.sum(data.pca.components * axes, axis=1)), 1, atol=1e-4)
     for split in (data.train, data.val):
         expected = (raw[split.name] - raw["train"].mean(axis=0)) @ data.pca.components.T
@@ -310,6 +317,15 @@ def test_an_archive_is_no_array(coco, tmp_path):
         np.savez(file, features=np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"features\.npy: not a whole npy file"):
         prepare(tmp_path / "data", **coco | {"val_features": path})
+
+
+def test_the_directory_appears_when_it_is_whole(coco, tmp_path, monkeypatch):
+    out, seen = tmp_path / "data", []
+    write_text = files.write_text
+    monkeypatch.setattr(files, "write_text", lambda *a: seen.append(out.exists()) or write_text(*a))
+    prepare(out, **coco)
+    assert seen
+    assert not any(seen)
 
 
 def test_directories_above_are_made_only_in_the_end(coco, tmp_path):
