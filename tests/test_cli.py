@@ -94,6 +94,44 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert (run / "evaluation-train.json").exists()
 
 
+def test_a_run_is_its_settings(data, tmp_path, monkeypatch):
+    """The same losses as from a solver that is told the same in Python."""
+    options = (
+        "--cell",
+        "rnn",
+        "--lr",
+        "0.01",
+        "--lr-decay",
+        "0.5",
+        "--update-rule",
+        "rmsprop",
+        "--seed",
+        "3",
+    )
+    threads = fastrnn.get_num_threads()
+    try:
+        assert train(data, tmp_path / "run", *options, "--threads", "1", "--backend", "numpy") == 0
+        assert fastrnn.get_num_threads() == 1
+        assert backend._in_process[-1].name == "numpy"
+    finally:
+        fastrnn.set_num_threads(threads)
+    opened = fastrnn.open_data(data)
+    np.random.seed(3)
+    model = fastrnn.CaptioningRNN(opened.word_to_idx, 6, 6, 12, "rnn")
+    solver = fastrnn.CaptioningSolver(
+        model, opened, update_rule="rmsprop", optim_config={"learning_rate": 0.01}, lr_decay=0.5, batch_size=8,
+        num_epochs=3, rng=3, verbose=False,
+    )  # fmt: skip
+    solver.train()
+    steps, epochs = records(tmp_path / "run")
+    np.testing.assert_allclose([line["loss"] for line in steps], solver.loss_history, rtol=1e-5)
+    val = opened.val
+    whole = model.evaluate_loss(np.asarray(val.features[val.image_idxs]), val.captions)
+    np.testing.assert_allclose(epochs[-1]["val_loss"], whole, rtol=1e-5)
+    monkeypatch.setattr(runs, "BATCH", 7)  # 40 captions: the last minibatch is shorter
+    np.testing.assert_allclose(runs.mean_loss(model, val), whole, rtol=1e-5)
+
+
 def test_the_best_model_is_that_of_the_lowest_val_loss(data, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(runs, "mean_loss", lambda model, split: next(losses))
