@@ -30,7 +30,10 @@ def reals(spec: str, *arrays: ArrayLike) -> tuple[list[Array], Sizes]:
 
 def real(name: str, array: ArrayLike) -> Array:
     """``array`` as a NumPy array of real numbers. Raises ``TypeError`` naming it otherwise."""
-    converted = np.asarray(array)
+    try:
+        converted = np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name}: not an array: {error}") from error
     if converted.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got an array of {converted.dtype}")
     return converted

@@ -10,15 +10,15 @@ import os
 import platform
 import sys
 import threading
+import weakref
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import threadpoolctl
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fastrnn.arrays import Array
 
 _MODULES = {  # in the order of the automatic choice
     "cython": "fastrnn.kernels.cython_kernels",
@@ -72,7 +72,7 @@ class Kernels(Protocol):
 # Which backend
 
 _in_context: ContextVar[str | None] = ContextVar("fastrnn backend", default=None)
-_in_process: list["use_backend"] = []  # the plain calls, the newest last
+_in_process: list[tuple[str, "weakref.ref[use_backend]"]] = []  # the plain calls, the newest last
 _lock = threading.Lock()
 
 
@@ -106,12 +106,16 @@ class use_backend:
         self.name = _existing(name, "backend")
         self._tokens: list[Token[str | None]] = []
         with _lock:
-            _in_process.append(self)
+            # A call whose object is gone can't be entered any more; of these only the newest still counts.
+            gone = [choice for choice in _in_process if choice[1]() is None]
+            _in_process[:] = [
+                choice for choice in _in_process if choice[1]() is not None or choice is gone[-1]
+            ]
+            _in_process.append((name, weakref.ref(self)))
 
     def __enter__(self) -> Self:
         with _lock:  # it was not a plain call after all
-            if self in _in_process:
-                _in_process.remove(self)
+            _in_process[:] = [choice for choice in _in_process if choice[1]() is not self]
         self._tokens.append(_in_context.set(self.name))
         return self
 
@@ -130,8 +134,8 @@ def _current() -> tuple[str, str]:
     """The backend's name and who chose it."""
     if name := _in_context.get():
         return name, "use_backend in this context"
-    if _in_process:
-        return _in_process[-1].name, "use_backend"
+    for name, _ in _in_process[-1:]:
+        return name, "use_backend"
     if name := os.environ.get("FASTRNN_BACKEND"):
         return _existing(name, "FASTRNN_BACKEND"), "FASTRNN_BACKEND"
     return available_backends()[0], "automatic"
@@ -150,20 +154,21 @@ def _existing(name: str, asked_by: str) -> str:
 
 def kernels() -> Kernels:
     """The kernels of the current backend. Raises as :class:`use_backend` does."""
-    _apply_asked_threads()
-    return cast(Kernels, importlib.import_module(_MODULES[current_backend()]))
+    return kernels_and_work()[0]
 
 
 _scratch = threading.local()
 
 
-def work() -> Any:
-    """The calling thread's scratch for the current backend's kernels, kept until the thread ends."""
-    kept: dict[str, Any] = _scratch.__dict__
+def kernels_and_work() -> tuple[Kernels, Any]:
+    """The current backend's kernels, and scratch for them that the calling thread keeps until it ends."""
+    _apply_asked_threads()
     name = current_backend()
+    found = cast(Kernels, importlib.import_module(_MODULES[name]))
+    kept: dict[str, Any] = _scratch.__dict__
     if name not in kept:
-        kept[name] = kernels().make_work()
-    return kept[name]
+        kept[name] = found.make_work()
+    return found, kept[name]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -185,10 +190,8 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that the kernels run on."""
+    """The number of threads that the kernels run on, which BLAS may hold below what was asked for."""
     _apply_asked_threads()
-    if _applied_threads is not None:
-        return _applied_threads
     return max((pool["num_threads"] for pool in _blas_pools()), default=1)
 
 
@@ -196,7 +199,7 @@ def _thread_count(n: Any, asked_by: str) -> int:
     try:
         count = int(n)
         valid = count == float(n) and count >= 1
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
         raise ValueError(f"{asked_by}: expected a whole number of threads, at least 1, got {n!r}")

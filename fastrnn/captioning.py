@@ -1,17 +1,15 @@
 """The captioning model: image features start a recurrent network that writes the caption word by word."""
 
 import json
-import os
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from fastrnn import backend, decoding, files, recurrence
-from fastrnn.arrays import integers, real, real_type, reals, tokens
+from fastrnn.arrays import Array, integers, real, real_type, reals, tokens
 from fastrnn.data.pca import PCA
-
-Array = NDArray[Any]
+from fastrnn.files import StrPath
 
 _FORMAT = "fastrnn.CaptioningRNN 1"
 _GATES = {"rnn": 1, "lstm": 4}  # blocks of H columns in Wx, Wh and b
@@ -100,12 +98,13 @@ class CaptioningRNN:
         ``IndexError`` for a token outside the vocabulary.
         """
         params, features, batch = self._batch(features, captions)
-        kernels, work, N = backend.kernels(), backend.work(), len(features)
+        kernels, work = backend.kernels_and_work()
         run = self._run(params, features, batch)
-        grads = {name: np.empty_like(w) for name, w in params.items()}
+        others = ("W_embed", "W_proj", "b_proj", "W_vocab", "b_vocab")  # the layer makes its own three
+        grads = {name: np.empty_like(params[name]) for name in others}
         dh = np.empty_like(run.h)
         loss = kernels.vocab_loss(
-            run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / N,
+            run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / len(features),
             dh, grads["W_vocab"], grads["b_vocab"], work,
         )  # fmt: skip
         d = recurrence.backward(dh, None, run)
@@ -114,15 +113,16 @@ class CaptioningRNN:
         kernels.affine_backward(
             d.dh0, features, params["W_proj"], None, grads["W_proj"], grads["b_proj"], work
         )
-        return loss, grads
+        return loss, {name: grads[name] for name in params}
 
     def evaluate_loss(self, features: ArrayLike, captions: ArrayLike) -> float:
         """The loss alone, at a third of the work. Takes and raises what :meth:`loss` does."""
         params, features, batch = self._batch(features, captions)
         run = self._run(params, features, batch, backward_follows=False)
-        return backend.kernels().vocab_loss(
+        kernels, work = backend.kernels_and_work()
+        return kernels.vocab_loss(
             run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / len(features),
-            None, None, None, backend.work(),
+            None, None, None, work,
         )  # fmt: skip
 
     def _batch(self, features: ArrayLike, captions: ArrayLike) -> tuple[dict[str, Array], Array, _Batch]:
@@ -167,12 +167,15 @@ class CaptioningRNN:
 
     def _initial_state(self, params: dict[str, Array], features: Array) -> Array:
         h0 = np.empty((len(features), len(params["Wh"])), features.dtype)
-        backend.kernels().affine_forward(features, params["W_proj"], params["b_proj"], h0, backend.work())
+        kernels, work = backend.kernels_and_work()
+        kernels.affine_forward(features, params["W_proj"], params["b_proj"], h0, work)
         return h0
 
     def _checked_params(self) -> dict[str, Array]:
         m = "" if self.cell_type == "rnn" else "4"
         names = ("W_embed", "W_proj", "b_proj", "Wx", "Wh", "b", "W_vocab", "b_vocab")
+        if missing := set(names) - self.params.keys():
+            raise ValueError(f"params: {', '.join(sorted(missing))} missing")
         arrays, _ = reals(
             f"W_embed(V,W) W_proj(D,H) b_proj(H) Wx(W,{m}H) Wh(H,{m}H) b({m}H) W_vocab(H,V) b_vocab(V)",
             *(self.params[name] for name in names),
@@ -184,10 +187,12 @@ class CaptioningRNN:
         (given,), _ = reals("features(N,D)", features)
         if given.shape[1] != D or len(given) == 0:
             raise ValueError(f"features: expected shape (N,D) with D={D} and N > 0, got {given.shape}")
-        finite = np.isfinite(given).all(axis=1)
+        with np.errstate(over="ignore"):
+            converted = given.astype(dtype, copy=False)
+        finite = np.isfinite(converted).all(axis=1)
         if not finite.all():
-            raise ValueError(f"features: row {np.argmin(finite)} has NaN or infinite values")
-        return given.astype(dtype, copy=False)
+            raise ValueError(f"features: row {np.argmin(finite)} has NaN or infinite values, as {dtype}")
+        return converted
 
     # -----------------------------------------------------------------------------------------------
     # Captions
@@ -207,7 +212,7 @@ class CaptioningRNN:
         Wx, Wh, b = params["Wx"], params["Wh"], params["b"]
         features = self._checked_features(features, len(params["W_proj"]), Wx.dtype)
         first = tokens("word_to_idx['<START>']", np.full(len(features), self._start), len(params["W_embed"]))
-        kernels, work = backend.kernels(), backend.work()
+        kernels, work = backend.kernels_and_work()
         h = self._initial_state(params, features)
         c = np.zeros_like(h)
 
@@ -233,7 +238,7 @@ class CaptioningRNN:
     # -----------------------------------------------------------------------------------------------
     # Files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Write parameters, vocabulary, cell type, dtype and feature PCA to a safetensors file.
 
         The file appears whole or not at all. Raises ``OSError`` where it cannot be written.
@@ -251,7 +256,7 @@ class CaptioningRNN:
         files.write_tensors(path, arrays, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: StrPath) -> Self:
         """Read a model that :meth:`save` wrote, without drawing from any random generator.
 
         Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it holds no such model.

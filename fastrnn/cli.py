@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 import fastrnn
 from fastrnn import backend, runs
-from fastrnn.data import prepare as prepare_data
+from fastrnn.data import prepare_data
 from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
 
 app = typer.Typer(

@@ -1,12 +1,10 @@
 """Turning a model's scores into words."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fastrnn.arrays import Array
 
 
 def greedy(step: Callable[[Array], Array], first: Array, max_length: int) -> Array:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+StrPath = str | os.PathLike[str]
+
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: StrPath) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
 
     Where the block raises, the new file goes and ``path`` stays as it was.
@@ -34,7 +36,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming(path: StrPath) -> Iterator[None]:
     """Name the file in the ``OSError`` of a failed write, which does not tell it by itself."""
     try:
         yield
@@ -44,18 +46,25 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def check_new_directory(path: StrPath) -> None:
+    """Raise ``FileExistsError`` unless there is nothing at ``path``, or only an empty directory."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already and is not an empty directory")
+
+
+def write_text(path: StrPath, text: str) -> None:
     """Write a UTF-8 text file."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: StrPath, value: Any) -> None:
     """Write a JSON file for machines and people."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: StrPath) -> Any:
     """Read a JSON file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it is no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -63,9 +72,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
-def write_tensors(
-    path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], metadata: dict[str, str]
-) -> None:
+def write_tensors(path: StrPath, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
     """Write arrays and text beside them as a safetensors file."""
     from safetensors.numpy import save
 
@@ -75,7 +82,7 @@ def write_tensors(
         beside.write_bytes(content)
 
 
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_tensors(path: StrPath) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read what :func:`write_tensors` wrote.
 
     Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it is no whole safetensors file.

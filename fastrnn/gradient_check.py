@@ -9,7 +9,8 @@ from random import randrange
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from fastrnn.arrays import Array
 
 __all__ = [
     "eval_numerical_gradient",
@@ -19,7 +20,6 @@ __all__ = [
     "grad_check_sparse",
 ]
 
-Array = NDArray[Any]
 Index = tuple[int, ...]
 
 

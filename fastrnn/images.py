@@ -4,14 +4,14 @@ Pillow (extra ``plot``) is imported where it is used.
 """
 
 import io
-import os
 import urllib.request
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[Any]
+from fastrnn.arrays import Array
+from fastrnn.files import StrPath
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of the RGB channels, from 0 to 1
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -37,7 +37,7 @@ def image_from_url(url: str, timeout: float = 10.0) -> Array | None:
         return None
 
 
-def load_image(filename: str | os.PathLike[str], size: int | None = None) -> Array:
+def load_image(filename: StrPath, size: int | None = None) -> Array:
     """Read a picture as (height,width,3) uint8, its shorter side resized to ``size`` pixels if given.
 
     Raises ``FileNotFoundError``, or ``OSError`` for a file that is no picture.

@@ -14,10 +14,10 @@ that do not fit; functions of tokens raise ``IndexError`` for an id outside the 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fastrnn import backend, recurrence
-from fastrnn.arrays import integers, real, real_type, reals, tokens
+from fastrnn.arrays import Array, integers, real, real_type, reals, tokens
 
 __all__ = [
     "affine_backward",
@@ -37,8 +37,6 @@ __all__ = [
     "word_embedding_backward",
     "word_embedding_forward",
 ]
-
-Array = NDArray[Any]
 
 
 class _SequenceCache(NamedTuple):
@@ -256,7 +254,8 @@ def word_embedding_backward(dout: ArrayLike, cache: Any) -> Array:
     x, (V, D), dtype = cache
     dout = _gradient("dout", dout, (*x.shape, D), dtype)
     dW = np.empty((V, D), dtype)
-    backend.kernels().embedding_backward(x.reshape(-1), dout.reshape(x.size, D), dW, backend.work())
+    kernels, work = backend.kernels_and_work()
+    kernels.embedding_backward(x.reshape(-1), dout.reshape(x.size, D), dW, work)
     return dW
 
 
@@ -310,7 +309,8 @@ def _affine_forward(x: Array, leading: int, w: ArrayLike, b: ArrayLike) -> tuple
     rows, D = (int(np.prod(part)) for part in (x.shape[:leading], x.shape[leading:]))
     (flat, w, b), sizes = reals("x(N,D) w(D,M) b(M)", x.reshape(rows, D), w, b)
     out = np.empty((rows, sizes["M"]), flat.dtype)
-    backend.kernels().affine_forward(flat, w, b, out, backend.work())
+    kernels, work = backend.kernels_and_work()
+    kernels.affine_forward(flat, w, b, out, work)
     out_shape = (*x.shape[:leading], sizes["M"])
     return out.reshape(out_shape), _AffineCache(flat, w, x.shape, out_shape)
 
@@ -319,7 +319,8 @@ def _affine_backward(dout: ArrayLike, cache: _AffineCache) -> tuple[Array, Array
     x, w, x_shape, out_shape = cache
     flat = _gradient("dout", dout, out_shape, x.dtype).reshape(len(x), w.shape[1])
     dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(w.shape[1], w.dtype)
-    backend.kernels().affine_backward(flat, x, w, dx, dw, db, backend.work())
+    kernels, work = backend.kernels_and_work()
+    kernels.affine_backward(flat, x, w, dx, dw, db, work)
     return dx.reshape(x_shape), dw, db
 
 
@@ -330,7 +331,7 @@ def temporal_softmax_loss(
 
     Takes scores x (N,T,V), targets y (N,T) in 0..V-1, and mask (N,T): booleans, or weights in 0..1. Targets
     where the mask is 0 do not matter. Returns the loss and dx (N,T,V); ``verbose`` prints dx's shape.
-    Raises ``ValueError`` for N = 0.
+    Raises ``ValueError`` for N = 0 and for weights outside 0..1.
     """
     (x,), sizes = reals("x(N,T,V)", x)
     N, T, V = (sizes[letter] for letter in "NTV")
@@ -341,11 +342,14 @@ def temporal_softmax_loss(
     for name, array in (("mask", weights), ("y", targets)):
         if array.shape != (N, T):
             raise ValueError(f"{name}: expected shape (N,T) = {(N, T)}, got {array.shape}")
+    if not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError(f"mask: expected booleans or weights in 0..1, got {weights.min()}..{weights.max()}")
     targets = tokens("y", np.where(weights != 0, targets, 0), V)
     weights = np.asarray(weights, x.dtype, order="C")
     dx = np.empty((N * T, V), x.dtype)
-    loss = backend.kernels().softmax_loss(
-        x.reshape(N * T, V), targets.reshape(-1), weights.reshape(-1), 1 / N, dx, backend.work()
+    kernels, work = backend.kernels_and_work()
+    loss = kernels.softmax_loss(
+        x.reshape(N * T, V), targets.reshape(-1), weights.reshape(-1), 1 / N, dx, work
     )
     if verbose:
         print("dx_flat: ", dx.shape)

@@ -11,14 +11,12 @@ w, dw and the state differ.
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrnn import backend
-from fastrnn.arrays import real, real_type
+from fastrnn.arrays import Array, real, real_type
 
 __all__ = ["adam", "rmsprop", "sgd", "sgd_momentum"]
 
-Array = NDArray[Any]
 Config = dict[str, Any]
 
 

@@ -1,13 +1,11 @@
 """Packing sequences, and running the recurrent kernels over them: shared by the layers and the model."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrnn import backend
-
-Array = NDArray[Any]
+from fastrnn.arrays import Array
 
 
 class Packed(NamedTuple):
@@ -70,12 +68,13 @@ def forward(
     """Run an LSTM, or an RNN where ``c0`` is None, over packed sequences."""
     S, H = len(rows), h0.shape[1]
     h = np.empty((S, H), x.dtype)
+    kernels, work = backend.kernels_and_work()
     if c0 is None:
-        backend.kernels().rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, backend.work())
+        kernels.rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, work)
         return Run(x, rows, batch_sizes, h0, None, Wx, Wh, h, None, None)
     c = np.empty((S, H), x.dtype)
     gates = np.empty((S, 4 * H), x.dtype) if backward_follows else None
-    backend.kernels().lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, backend.work())
+    kernels.lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, work)
     return Run(x, rows, batch_sizes, h0, c0, Wx, Wh, h, c, gates)
 
 
@@ -84,12 +83,13 @@ def backward(dh: Array, dcT: Array | None, run: Run) -> Gradients:
     dx, dh0 = np.empty_like(run.x), np.empty_like(run.h0)
     dWx, dWh = np.empty_like(run.Wx), np.empty_like(run.Wh)
     db = np.empty(run.Wx.shape[1], run.Wx.dtype)
-    kernels, work = backend.kernels(), backend.work()
-    if run.c0 is None or run.c is None or run.gates is None:
+    kernels, work = backend.kernels_and_work()
+    if run.c0 is None:
         kernels.rnn_backward(
             dh, run.x, run.rows, run.batch_sizes, run.h0, run.h, run.Wx, run.Wh, dx, dh0, dWx, dWh, db, work
         )
         return Gradients(dx, dh0, None, dWx, dWh, db)
+    assert run.c is not None and run.gates is not None  # noqa: PT018
     dc0 = np.empty_like(run.c0)
     if dcT is None:
         dcT = np.zeros_like(run.c0)

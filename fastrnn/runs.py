@@ -6,7 +6,6 @@ loss), ``last.safetensors`` and, after an evaluation, ``evaluation-SPLIT.json``.
 """
 
 import json
-import os
 import time
 import tomllib
 from collections.abc import Iterator
@@ -16,19 +15,17 @@ from typing import Any, TextIO
 
 import numpy as np
 import tomli_w
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from fastrnn import backend, files
+from fastrnn.arrays import Array
 from fastrnn.captioning import CaptioningRNN
 from fastrnn.data.coco import CaptionData, Split, open_data
 from fastrnn.data.pca import PCA
 from fastrnn.data.prepare import words
+from fastrnn.files import StrPath
 from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu, load_bleu
 from fastrnn.solver import CaptioningSolver
-
-Array = NDArray[Any]
-StrPath = str | os.PathLike[str]
 
 CONFIG, METRICS, BEST, LAST = "config.toml", "metrics.jsonl", "best.safetensors", "last.safetensors"
 BATCH = 250  # captions or images at a time where nothing is learnt
@@ -83,93 +80,84 @@ def train(settings: Settings, run: StrPath) -> float:
         data.word_to_idx, data.input_dim, settings.wordvec, settings.hidden, settings.cell, np.float32
     )
     model.feature_pca = data.pca
+    solver = CaptioningSolver(
+        model,
+        data,
+        update_rule=settings.update_rule,
+        optim_config={"learning_rate": settings.lr},
+        lr_decay=settings.lr_decay,
+        batch_size=settings.batch_size,
+        num_epochs=settings.epochs,
+        verbose=False,
+        rng=rng,
+    )
     config = tomli_w.dumps({name: value for name, value in asdict(settings).items() if value is not None})
-    run = _new_directory(Path(run))
-    files.write_text(run / CONFIG, config)
-    with open(run / METRICS, "w", encoding="utf-8", buffering=1) as metrics:
-        record = _Record(run, model, data, metrics)
-        solver = CaptioningSolver(
-            model,
-            data,
-            update_rule=settings.update_rule,
-            optim_config={"learning_rate": settings.lr},
-            lr_decay=settings.lr_decay,
-            batch_size=settings.batch_size,
-            num_epochs=settings.epochs,
-            verbose=False,
-            rng=rng,
-            on_step=record.step,
-            on_epoch=record.epoch,
-        )
-        with tqdm(total=settings.epochs * solver.iterations_per_epoch, unit="it", smoothing=0.05) as bar:
-            record.begin(bar)
-            solver.train()
-    return record.best
-
-
-def _new_directory(run: Path) -> Path:
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise FileExistsError(f"{run}: exists already and is not an empty directory")
+    files.check_new_directory(run)
+    run = Path(run)
     run.mkdir(parents=True, exist_ok=True)
-    return run
+    files.write_text(run / CONFIG, config)
+    with (
+        open(run / METRICS, "w", encoding="utf-8", buffering=1) as metrics,
+        tqdm(total=settings.epochs * solver.iterations_per_epoch, unit="it", smoothing=0.05) as bar,
+    ):
+        record = _Record(run, data, metrics, bar)
+        solver.on_step, solver.on_epoch = record.step, record.epoch
+        solver.train()
+    return record.best
 
 
 class _Record:
     """Watches a solver: progress bar, metrics, models."""
 
-    def __init__(self, run: Path, model: CaptioningRNN, data: CaptionData, metrics: TextIO) -> None:
-        self.run, self.model, self.data, self.metrics = run, model, data, metrics
+    def __init__(self, run: Path, data: CaptionData, metrics: TextIO, bar: Any) -> None:
+        self.run, self.data, self.metrics, self.bar = run, data, metrics, bar
         self.best = float("inf")
-        targets = data.train.captions[:, 1:] != data.word_to_idx["<NULL>"]
-        self.tokens = float(targets.sum(axis=1).mean())  # per caption
-
-    def begin(self, bar: Any) -> None:
-        """Start the clock."""
-        self.bar = bar
-        self.seconds = 0.0  # spent in training, not in validation
+        self.seconds, self.tokens = 0.0, 0  # of training, without validation
         self.started = time.perf_counter()
+        self.sizes: list[int] = []  # of this epoch's minibatches
 
-    def step(self, solver: CaptioningSolver) -> None:
+    def step(self, solver: CaptioningSolver, captions: Array) -> None:
         """After an iteration."""
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
+        self.tokens += int(np.count_nonzero(captions[:, 1:] != self.data.word_to_idx["<NULL>"]))
+        self.sizes.append(len(captions))
         iteration, loss = len(solver.loss_history), solver.loss_history[-1]
         if not np.isfinite(loss):
             raise ValueError(
                 f"{self.run}: the loss is {loss} at iteration {iteration}: lower the learning rate"
             )
         self._write(iteration=iteration, loss=loss)
-        self.bar.set_postfix_str(f"loss {loss:.2f}, {self._rate(solver):,.0f} tokens/s", refresh=False)
+        rate = self.tokens / self.seconds
+        self.bar.set_postfix_str(f"loss {loss:.2f}, {rate:,.0f} tokens/s", refresh=False)
         self.bar.update()
 
     def epoch(self, solver: CaptioningSolver) -> None:
         """After an epoch: validate, and keep the model."""
-        val_loss = mean_loss(self.model, self.data.val)
-        train_loss = float(np.mean(solver.loss_history[-solver.iterations_per_epoch :]))
+        val_loss = mean_loss(solver.model, self.data.val)
+        train_loss = float(np.average(solver.loss_history[-len(self.sizes) :], weights=self.sizes))
+        self.sizes.clear()
         self._write(
             epoch=solver.epoch,
             iteration=len(solver.loss_history),
             train_loss=train_loss,
             val_loss=val_loss,
-            tokens_per_second=round(self._rate(solver)),
+            tokens_per_second=round(self.tokens / self.seconds),
             seconds=round(self.seconds, 3),
         )
-        self.model.save(self.run / LAST)
+        solver.model.save(self.run / LAST)
         mark = ""
         if val_loss < self.best:
             self.best, mark = val_loss, ", the best so far"
-            self.model.save(self.run / BEST)
+            solver.model.save(self.run / BEST)
         self.bar.write(
             f"epoch {solver.epoch}: train loss {train_loss:.3f}, val loss {val_loss:.3f} per caption{mark}"
         )
         self.started = time.perf_counter()
 
-    def _rate(self, solver: CaptioningSolver) -> float:
-        captions = min(solver.batch_size, len(self.data.train)) * len(solver.loss_history)
-        return captions * self.tokens / self.seconds
-
     def _write(self, **values: float) -> None:
-        self.metrics.write(json.dumps(values) + "\n")
+        with files.naming(self.run / METRICS):
+            self.metrics.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def mean_loss(model: CaptioningRNN, split: Split) -> float:

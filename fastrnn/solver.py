@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrnn import optim
+from fastrnn.arrays import Array
 from fastrnn.data.coco import CaptionData, Split, sample_coco_minibatch
-
-Array = NDArray[Any]
 
 
 class CaptioningSolver:
@@ -22,8 +20,9 @@ class CaptioningSolver:
     Published settings: ``update_rule`` ("sgd"; a name in :mod:`fastrnn.optim`), ``optim_config`` ({}; the
     rule's settings), ``lr_decay`` (1.0; factor on the learning rate after each epoch), ``batch_size`` (100),
     ``num_epochs`` (10), ``print_every`` (10 iterations), ``verbose`` (True). Beyond these: ``rng`` (a
-    ``numpy.random.Generator`` or a seed), ``on_step`` and ``on_epoch``, called with the solver after each
-    iteration and each epoch.
+    ``numpy.random.Generator`` or a seed), ``on_step``, called after each iteration
+    with the solver and the captions of the minibatch, and ``on_epoch``, called after each epoch with the
+    solver.
 
     Attributes: ``loss_history`` (one number per iteration), ``epoch``, ``optim_configs`` (settings and state
     of the rule per parameter), ``update_rule`` (the function); ``best_val_acc``, ``best_params``,
@@ -43,7 +42,7 @@ class CaptioningSolver:
         self.print_every: int = kwargs.pop("print_every", 10)
         self.verbose: bool = kwargs.pop("verbose", True)
         self.rng = np.random.default_rng(kwargs.pop("rng", None))
-        self.on_step: Callable[[CaptioningSolver], None] | None = kwargs.pop("on_step", None)
+        self.on_step: Callable[[CaptioningSolver, Array], None] | None = kwargs.pop("on_step", None)
         self.on_epoch: Callable[[CaptioningSolver], None] | None = kwargs.pop("on_epoch", None)
         if kwargs:
             raise ValueError(f"unrecognized arguments: {', '.join(map(repr, kwargs))}")
@@ -97,7 +96,7 @@ class CaptioningSolver:
             next_w, self.optim_configs[name] = self.update_rule(w, grads[name], self.optim_configs[name])
             self.model.params[name] = next_w
         if self.on_step is not None:
-            self.on_step(self)
+            self.on_step(self, captions)
 
     def check_accuracy(self, X: Any, y: Any, num_samples: int | None = None, batch_size: int = 100) -> float:
         """0.0, as published: captions have no accuracy. ``fastrnn evaluate`` computes their BLEU."""

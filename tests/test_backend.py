@@ -125,14 +125,26 @@ def test_concurrent_calls_are_right(rng):
 
 
 def test_scratch_is_neither_shared_between_threads_nor_between_backends():
-    mine, found = backend.work(), []
-    assert backend.work() is mine
-    thread = threading.Thread(target=lambda: found.append(backend.work()))
+    mine, found = backend.kernels_and_work()[1], []
+    assert backend.kernels_and_work()[1] is mine
+    thread = threading.Thread(target=lambda: found.append(backend.kernels_and_work()[1]))
     thread.start()
     thread.join()
     with fastrnn.use_backend("other"):
-        found.append(backend.work())
+        found.append(backend.kernels_and_work()[1])
     assert all(work is not mine for work in found)
+
+
+def test_many_plain_calls_leave_one_choice():
+    for _ in range(50):
+        fastrnn.use_backend("other")
+        fastrnn.use_backend("numpy")
+    assert len(backend._in_process) <= 2
+    kept = fastrnn.use_backend("other")
+    fastrnn.use_backend("numpy")
+    with kept:
+        assert fastrnn.current_backend() == "other"
+    assert fastrnn.current_backend() == "numpy"
 
 
 def blas_threads():
@@ -148,7 +160,7 @@ def test_number_of_threads(monkeypatch):
         fastrnn.set_num_threads(np.int64(2))
         assert fastrnn.get_num_threads() == 2
         assert blas_threads() == {2}
-        for wrong in (0, -1, 1.5, "two", None):
+        for wrong in (0, -1, 1.5, "two", None, float("inf")):
             with pytest.raises(ValueError, match="n: expected a whole number of threads"):
                 fastrnn.set_num_threads(wrong)
         assert fastrnn.get_num_threads() == 2

@@ -364,6 +364,18 @@ def test_bad_features_to_sample():
         make_model().sample(np.full((1, 4), np.nan))
 
 
+def test_features_that_float32_cannot_hold():
+    with pytest.raises(ValueError, match="features: row 0 has NaN or infinite values, as float32"):
+        make_model(dtype=np.float32).loss(np.full((5, 4), 1e39), CAPTIONS)
+
+
+def test_a_missing_parameter(rng):
+    model = make_model()
+    del model.params["b"]
+    with pytest.raises(ValueError, match="params: b missing"):
+        model.loss(rng.standard_normal((5, 4)), CAPTIONS)
+
+
 def test_parameters_that_do_not_fit(rng):
     model = make_model()
     model.params["Wh"] = np.zeros((5, 19))

@@ -112,7 +112,7 @@ def test_a_run_is_its_settings(data, tmp_path, monkeypatch):
     try:
         assert train(data, tmp_path / "run", *options, "--threads", "1", "--backend", "numpy") == 0
         assert fastrnn.get_num_threads() == 1
-        assert backend._in_process[-1].name == "numpy"
+        assert backend._in_process[-1][0] == "numpy"
     finally:
         fastrnn.set_num_threads(threads)
     opened = fastrnn.open_data(data)
@@ -331,6 +331,45 @@ def test_broken_runs(data, tmp_path, capsys):
     assert "best.safetensors: not a whole safetensors file" in refused(["evaluate", run], capsys)
     (run / "best.safetensors").unlink()
     assert "best.safetensors: no such file" in refused(["evaluate", run], capsys)
+
+
+def test_options_of_prepare_and_evaluate_are_passed_on(coco, data, tmp_path, capsys):
+    vocabulary = str(data / "coco2014_vocab.json")
+    edit_json(coco["train_captions"], lambda content: content["annotations"].pop(0))
+    edit_json(coco["train_captions"], lambda content: content["annotations"].pop(0))
+    base = prepare_arguments(coco, "out")[3:-2]
+    assert cli.main(["data", "prepare", str(tmp_path / "a"), *base, "--vocab", vocabulary]) == 2
+    assert (
+        cli.main(["data", "prepare", str(tmp_path / "a"), *base, "--vocab", vocabulary, "--allow-unmatched"])
+        == 0
+    )
+    assert fastrnn.open_data(tmp_path / "a").idx_to_word == fastrnn.open_data(data).idx_to_word
+    options = ["--vocab-size", "6", "--allow-unmatched"]
+    assert cli.main(["data", "prepare", str(tmp_path / "b"), *base, *options]) == 0
+    assert len(fastrnn.open_data(tmp_path / "b").idx_to_word) == 6
+    captions = fastrnn.open_data(tmp_path / "b").val.captions
+    rate = np.sum(captions == 3) / np.sum(captions > 2)
+    capsys.readouterr()
+    assert cli.main(["data", "info", str(tmp_path / "b")]) == 0
+    assert f"unknown     {rate:.1%} of the words" in capsys.readouterr().out.split("val  ")[1]
+    assert train(data, tmp_path / "run", "--epochs", "1") == 0
+    threads = fastrnn.get_num_threads()
+    try:
+        assert cli.main(["evaluate", str(tmp_path / "run"), "--threads", "1", "--backend", "numpy"]) == 0
+        assert fastrnn.get_num_threads() == 1
+        assert backend._in_process[-1][0] == "numpy"
+    finally:
+        fastrnn.set_num_threads(threads)
+
+
+def test_tokens_per_second_and_train_loss_count_what_was_there(data, tmp_path, monkeypatch):
+    """40 captions in minibatches of 30 and 10."""
+    assert train(data, tmp_path / "run", "--batch-size", "30", "--epochs", "1") == 0
+    steps, (epoch,) = records(tmp_path / "run")
+    expected = (30 * steps[0]["loss"] + 10 * steps[1]["loss"]) / 40
+    np.testing.assert_allclose(epoch["train_loss"], expected)
+    tokens = np.count_nonzero(fastrnn.open_data(data).train.captions[:, 1:])
+    np.testing.assert_allclose(epoch["tokens_per_second"] * epoch["seconds"], tokens, rtol=0.2)
 
 
 def test_another_pca(coco, data, tmp_path, capsys):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.data import prepare
+from fastrnn.data import prepare_data
 from tests.datasets import edit_json, write_coco, write_h5
 
 
 @pytest.fixture
 def directory(tmp_path):
-    prepare(tmp_path / "data", **write_coco(tmp_path / "coco", images=20), min_count=1, pca=4)
+    prepare_data(tmp_path / "data", **write_coco(tmp_path / "coco", images=20), min_count=1, pca=4)
     return tmp_path / "data"
 
 
@@ -49,7 +49,7 @@ def test_max_train_draws_as_published(directory):
 
 
 def test_features_without_pca(tmp_path):
-    prepare(tmp_path / "data", **write_coco(tmp_path / "coco"), min_count=1)
+    prepare_data(tmp_path / "data", **write_coco(tmp_path / "coco"), min_count=1)
     assert fastrnn.load_coco_data(tmp_path / "data", pca_features=False)["val_features"].shape == (12, 6)
     with pytest.raises(FileNotFoundError, match=r"train2014_vgg16_fc7_pca\.h5: no such file"):
         fastrnn.load_coco_data(tmp_path / "data")

@@ -197,6 +197,11 @@ def test_repeated_tokens_are_summed_in_the_order_of_the_rows(kernels):
     for dout, expected in (([1.0, 1e16, -1e16], 0), ([1e16, -1e16, 1.0], 1)):
         kernels.embedding_backward(np.ones(3, np.int64), np.array([dout]).T.copy(), dW, kernels.make_work())
         np.testing.assert_array_equal(dW[:, 0], [0, expected])
+    dout, total = np.random.default_rng(0).standard_normal((1000, 1)), 0.0
+    kernels.embedding_backward(np.ones(1000, np.int64), dout, dW, kernels.make_work())
+    for value in dout[:, 0].tolist():
+        total += value
+    assert dW[1, 0] == total
 
 
 def test_signatures_are_those_of_the_contract(kernels):

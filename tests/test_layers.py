@@ -370,6 +370,9 @@ embed, affine, temporal_affine, softmax = (
             r"y: token 3 at \[0, 1\]",
         ),
         (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [1, 1]), ValueError, "mask: expected"),
+        (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [[1, 2]]), ValueError, r"mask: expected .* got 1\.\.2"),
+        (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [[1, np.nan]]), ValueError, "mask: expected"),
+        (lambda: affine([[1, 2], [3]], ones((3, 2)), ones(2)), ValueError, "x: not an array"),
         (lambda: softmax(ones((0, 2, 3)), ones((0, 2)), ones((0, 2))), ValueError, "N=0"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 import fastrnn
 from fastrnn import files
-from fastrnn.data import PCA, prepare
+from fastrnn.data import PCA, prepare_data
 from fastrnn.data.prepare import words
 from tests.datasets import edit_json, write_coco, write_h5
 
@@ -51,7 +51,7 @@ def test_captions_come_back(coco, tmp_path):
     fifteen = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
     for text in (fifteen, f"{fifteen} sixteen", "12 34"):
         add_caption(coco["train_captions"], text)
-    result = prepare(tmp_path / "data", **coco, min_count=1)
+    result = prepare_data(tmp_path / "data", **coco, min_count=1)
     data = fastrnn.open_data(tmp_path / "data")
     train = json.loads(coco["train_captions"].read_text())
     kept = [words(note["caption"]) for note in train["annotations"]][:-2]
@@ -70,7 +70,7 @@ def test_captions_come_back(coco, tmp_path):
 @pytest.mark.parametrize("npy", [False, True], ids=["hdf5", "npy"])
 def test_features_are_matched_by_image_id(tmp_path, npy):
     """The features file is in another order; what a feature says must be what the caption says."""
-    prepare(tmp_path / "data", **write_coco(tmp_path / "coco", npy=npy), min_count=1)
+    prepare_data(tmp_path / "data", **write_coco(tmp_path / "coco", npy=npy), min_count=1)
     data = fastrnn.open_data(tmp_path / "data")
     assert isinstance(data.train.features, np.memmap)
     assert data.train.features.dtype == np.float32
@@ -87,7 +87,7 @@ def test_vocabulary_by_count_size_and_file(coco, tmp_path):
     special = ["<NULL>", "<START>", "<END>", "<UNK>"]
 
     def vocabulary(name, **how):
-        result = prepare(tmp_path / name, **coco, **how)
+        result = prepare_data(tmp_path / name, **coco, **how)
         return fastrnn.open_data(tmp_path / name), result
 
     every, _ = vocabulary("every", min_count=1)
@@ -115,7 +115,7 @@ def test_vocabulary_by_count_size_and_file(coco, tmp_path):
 
 def test_words_of_val_are_not_looked_at(coco, tmp_path):
     add_caption(coco["val_captions"], "zebra zebra zebra zebra zebra zebra")
-    result = prepare(tmp_path / "data", **coco)
+    result = prepare_data(tmp_path / "data", **coco)
     assert "zebra" not in fastrnn.open_data(tmp_path / "data").idx_to_word
     assert result["val"].unknown > 0
 
@@ -137,7 +137,7 @@ def test_pca_is_fitted_on_train_and_kept(tmp_path, monkeypatch, images_at_a_time
         order = {image_id: i for i, image_id in enumerate(ids.tolist())}
         images = json.loads(coco[f"{split}_captions"].read_text())["images"]
         raw[split] = raw[split][[order[image["id"]] for image in images]]
-    prepare(tmp_path / "data", **coco, pca=3)
+    prepare_data(tmp_path / "data", **coco, pca=3)
     data = fastrnn.open_data(tmp_path / "data")
     centred = raw["train"] - raw["train"].mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
@@ -166,7 +166,7 @@ def test_urls(coco, tmp_path):
         content["images"][1] |= {"flickr_url": "http://f/2.jpg"}
 
     edit_json(coco["train_captions"], change)
-    prepare(tmp_path / "data", **coco)
+    prepare_data(tmp_path / "data", **coco)
     assert fastrnn.open_data(tmp_path / "data").train.urls[:2] == ["http://c/1.jpg", "http://f/2.jpg"]
 
 
@@ -179,8 +179,8 @@ def test_unmatched_images_can_be_left_out(coco, tmp_path):
     write_h5(coco["train_features"], image_ids=ids, features=features)
     edit_json(coco["train_captions"], lambda content: content["images"].append({"id": 77, "file_name": "x"}))
     with pytest.raises(ValueError, match=rf"train\.h5: no features of image {gone} that .*--allow-unmatched"):
-        prepare(tmp_path / "data", **coco)
-    result = prepare(tmp_path / "data", **coco, min_count=1, allow_unmatched=True)
+        prepare_data(tmp_path / "data", **coco)
+    result = prepare_data(tmp_path / "data", **coco, min_count=1, allow_unmatched=True)
     data = fastrnn.open_data(tmp_path / "data")
     assert result["train"].images == len(data.train.features) == len(data.train.urls) == 11
     assert f"{gone}.jpg" not in data.train.urls
@@ -284,7 +284,7 @@ def test_bad_files(coco, tmp_path, what):
     spoil(coco)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=message):
-        prepare(tmp_path / "data", **coco)
+        prepare_data(tmp_path / "data", **coco)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -300,7 +300,7 @@ def test_bad_files(coco, tmp_path, what):
 )
 def test_bad_options(coco, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        prepare(tmp_path / "data", **coco, **options)
+        prepare_data(tmp_path / "data", **coco, **options)
     assert not (tmp_path / "data").exists()
 
 
@@ -308,7 +308,7 @@ def test_missing_files(coco, tmp_path):
     for name in coco:
         for missing in ("nothing.json" if "captions" in name else "nothing.h5", "nothing.npy"):
             with pytest.raises(FileNotFoundError, match="nothing"):
-                prepare(tmp_path / "data", **coco | {name: tmp_path / missing})
+                prepare_data(tmp_path / "data", **coco | {name: tmp_path / missing})
 
 
 def test_an_archive_is_no_array(coco, tmp_path):
@@ -316,14 +316,14 @@ def test_an_archive_is_no_array(coco, tmp_path):
     with open(path, "wb") as file:
         np.savez(file, features=np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"features\.npy: not a whole npy file"):
-        prepare(tmp_path / "data", **coco | {"val_features": path})
+        prepare_data(tmp_path / "data", **coco | {"val_features": path})
 
 
 def test_the_directory_appears_when_it_is_whole(coco, tmp_path, monkeypatch):
     out, seen = tmp_path / "data", []
     write_text = files.write_text
     monkeypatch.setattr(files, "write_text", lambda *a: seen.append(out.exists()) or write_text(*a))
-    prepare(out, **coco)
+    prepare_data(out, **coco)
     assert seen
     assert not any(seen)
 
@@ -332,10 +332,10 @@ def test_directories_above_are_made_only_in_the_end(coco, tmp_path):
     out = tmp_path / "new" / "sub" / "data"
     spoil_features(coco, features=with_nan)
     with pytest.raises(ValueError, match="have NaN"):
-        prepare(out, **coco)
+        prepare_data(out, **coco)
     assert not (tmp_path / "new").exists()
     spoil_features(coco, features=np.nan_to_num)
-    prepare(out, **coco)
+    prepare_data(out, **coco)
     assert fastrnn.open_data(out)
 
 
@@ -344,28 +344,29 @@ def test_a_directory_with_something_in_it_is_left_alone(coco, tmp_path):
     out.mkdir()
     (out / "mine").write_text("precious")
     with pytest.raises(FileExistsError, match="data: exists already and is not an empty directory"):
-        prepare(out, **coco)
+        prepare_data(out, **coco)
     assert [path.name for path in out.iterdir()] == ["mine"]
     (out / "mine").unlink()
-    prepare(out, **coco)
+    prepare_data(out, **coco)
     assert fastrnn.open_data(out)
 
 
-@pytest.mark.parametrize("limit", [600, 4000, 20_000])
+@pytest.mark.parametrize("limit", [600, 4000, 20_000, 105_000, 110_000])
 def test_a_full_disk(tmp_path, limit):
     """The system refuses to write past the limit: an OSError that names the file, and nothing left behind."""
     coco = write_coco(tmp_path / "coco", images=400, width=64)
     code = textwrap.dedent(f"""
         import resource, signal, sys
         from pathlib import Path
-        from fastrnn.data import prepare
+        from fastrnn.data import prepare_data
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         try:
-            prepare({str(tmp_path / "data")!r}, **{ {name: str(path) for name, path in coco.items()}!r})
+            prepare_data({str(tmp_path / "data")!r}, **{ {name: str(path) for name, path in coco.items()}!r})
         except OSError as error:
             print("refused:", error)
     """)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.startswith("refused:"), result.stderr
+    assert "2014" in result.stdout  # the name of the file
     assert [path.name for path in tmp_path.iterdir()] == ["coco"]

@@ -5,7 +5,7 @@ import pytest
 
 import fastrnn
 from fastrnn import files
-from fastrnn.data import coco, prepare
+from fastrnn.data import coco, prepare_data
 from fastrnn.data.prepare import encode, words
 
 
@@ -28,7 +28,7 @@ def fifty_captions(real_data, tmp_path_factory):
         for split in ("train", "val")
         for name in (f"captions_{split}.json", f"features_{split}.h5")
     ]
-    prepare(made / "data", *inputs, vocab=made / "vocab.json", pca=512)
+    prepare_data(made / "data", *inputs, vocab=made / "vocab.json", pca=512)
     data = fastrnn.load_coco_data(made / "data")
     every = {tuple(caption): i for i, caption in enumerate(data["train_captions"].tolist())}
     word_to_idx = data["word_to_idx"]
@@ -74,7 +74,7 @@ def test_coco_captions_in_the_published_vocabulary(real_data, tmp_path):
     np.save(tmp_path / "features.npy", np.zeros((len(ids), 2), np.float32))
     np.save(tmp_path / "features_image_ids.npy", ids)
     features = tmp_path / "features.npy"
-    result = prepare(
+    result = prepare_data(
         tmp_path / "data", captions, features, captions, features, vocab=source / "coco2014_vocab.json"
     )["val"]
     data = fastrnn.load_coco_data(tmp_path / "data", pca_features=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.data import prepare
+from fastrnn.data import prepare_data
 from tests.datasets import write_coco
 
 WORDS = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c"])}
@@ -32,7 +32,7 @@ def make_model(cell_type="lstm", dtype=np.float32):
 
 @pytest.fixture
 def prepared(tmp_path):
-    prepare(tmp_path / "data", **write_coco(tmp_path / "coco"), min_count=1)
+    prepare_data(tmp_path / "data", **write_coco(tmp_path / "coco"), min_count=1)
     return fastrnn.open_data(tmp_path / "data")
 
 

@@ -9,7 +9,7 @@ from fastrnn.data.coco import (
     sample_coco_minibatch,
 )
 from fastrnn.data.pca import PCA
-from fastrnn.data.prepare import prepare
+from fastrnn.data.prepare import prepare_data
 
 __all__ = [
     "PCA",
@@ -18,6 +18,6 @@ __all__ = [
     "decode_captions",
     "load_coco_data",
     "open_data",
-    "prepare",
+    "prepare_data",
     "sample_coco_minibatch",
 ]

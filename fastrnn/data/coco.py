@@ -16,7 +16,6 @@ feature in memory, draws with replacement from NumPy's global generator. :func:`
 real work: features stay on disk, epochs are true epochs, and the generator is yours.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrnn import files
+from fastrnn.arrays import Array
 from fastrnn.data.pca import PCA
-
-Array = NDArray[Any]
-StrPath = str | os.PathLike[str]
+from fastrnn.files import StrPath
 
 BASE_DIR = "cs231n/datasets/coco_captioning"
 SPECIAL = ("<NULL>", "<START>", "<END>", "<UNK>")

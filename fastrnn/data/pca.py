@@ -1,15 +1,13 @@
 """Principal components of image features, fitted in slices so that the features need not fit in memory."""
 
-import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrnn import files
-
-Array = NDArray[Any]
+from fastrnn.arrays import Array
+from fastrnn.files import StrPath
 
 
 class PCA(NamedTuple):
@@ -40,12 +38,12 @@ class PCA(NamedTuple):
         projected: Array = (np.asarray(raw, np.float32) - self.mean) @ self.components.T
         return projected
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Write the projection as a safetensors file."""
         files.write_tensors(path, self._asdict(), {})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: StrPath) -> Self:
         """Read what :meth:`save` wrote. Raises ``ValueError`` naming the file if it holds no PCA."""
         arrays, _ = files.read_tensors(path)
         if arrays.keys() != set(cls._fields):

@@ -1,5 +1,6 @@
 """From COCO-format captions and image features to the published layout (``fastrnn.data.coco`` tells it)."""
 
+import io
 import os
 import re
 import shutil
@@ -12,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrnn import files
+from fastrnn.arrays import Array
 from fastrnn.data import coco
 from fastrnn.data.pca import PCA
-
-Array = NDArray[Any]
-StrPath = str | os.PathLike[str]
+from fastrnn.files import StrPath
 
 SLICE = 1024  # images whose features are in memory at a time; about twice the usual number of components
 
@@ -39,7 +38,7 @@ def words(caption: str) -> list[str]:
     return re.findall(r"[a-z]+", caption.lower())
 
 
-def prepare(
+def prepare_data(
     out: StrPath,
     train_captions: StrPath,
     train_features: StrPath,
@@ -127,8 +126,7 @@ def _check_options(
 @contextmanager
 def _new_directory(out: Path) -> Iterator[Path]:
     """A directory to fill that becomes ``out`` when the block ends well and vanishes otherwise."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: exists already and is not an empty directory")
+    files.check_new_directory(out)
     out = out.resolve()
     existing = next(parent for parent in out.parents if parent.is_dir())
     beside = existing / f".{out.name}.{uuid.uuid4().hex[:8]}"
@@ -321,8 +319,11 @@ def encode(caption: list[str], word_to_idx: dict[str, int]) -> Array:
 def _write_captions(
     path: Path, sources: dict[str, _Source], word_to_idx: dict[str, int]
 ) -> dict[str, Prepared]:
+    import h5py
+
     prepared = {}
-    with _writing_h5(path) as file:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         for split, source in sources.items():
             kept = source.kept()
             captions = np.stack([encode(caption, word_to_idx) for _, caption in kept])
@@ -335,6 +336,8 @@ def _write_captions(
                 left_out=len(source.annotations) - len(kept),
                 unknown=float(np.sum(captions == word_to_idx["<UNK>"]) / number),
             )
+    with files.replacing(path) as beside:
+        beside.write_bytes(content.getbuffer())
     return prepared
 
 
@@ -373,7 +376,9 @@ def _write_features(path: Path, source: _Source, projection: PCA | None, progres
     import h5py
 
     D = source.width if projection is None else len(projection.components)
-    with _writing_h5(path) as file:
+    with files.naming(path.name):
+        path.write_bytes(bytes(1 << 14))  # where no header fits h5py would crash: let Python find out
+    with _h5_errors(path), h5py.File(path, "w") as file:
         reserve = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         space = h5py.h5s.create_simple((len(source.image_ids), D))
@@ -387,11 +392,8 @@ def _write_features(path: Path, source: _Source, projection: PCA | None, progres
 
 
 @contextmanager
-def _writing_h5(path: Path) -> Iterator[Any]:
-    import h5py
-
+def _h5_errors(path: Path) -> Iterator[None]:
     try:
-        with h5py.File(path, "w") as file:
-            yield file
-    except (OSError, RuntimeError) as error:
+        yield
+    except RuntimeError as error:  # what h5py raises where a file cannot be closed
         raise OSError(f"{path.name}: could not be written: {error}") from error
