@@ -47,6 +47,14 @@ from fastrnn.solver import CaptioningSolver
 
 __version__ = "0.1.0"
 
+
+def install_as_cs231n() -> None:
+    """Make ``import cs231n...`` resolve to fastrnn from here on: see :mod:`fastrnn.cs231n`."""
+    from fastrnn import cs231n  # not above: ``python -m fastrnn.cs231n`` must be its first import
+
+    cs231n.install_as_cs231n()
+
+
 __all__ = [
     "CaptioningRNN",
     "CaptioningSolver",
@@ -66,6 +74,7 @@ __all__ = [
     "grad_check_sparse",
     "gradient_check",
     "image_from_url",
+    "install_as_cs231n",
     "layers",
     "load_coco_data",
     "load_image",
