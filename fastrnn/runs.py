@@ -123,10 +123,7 @@ class _Record:
         self.tokens += int(np.count_nonzero(captions[:, 1:] != self.data.word_to_idx["<NULL>"]))
         self.sizes.append(len(captions))
         iteration, loss = len(solver.loss_history), solver.loss_history[-1]
-        if not np.isfinite(loss):
-            raise ValueError(
-                f"{self.run}: the loss is {loss} at iteration {iteration}: lower the learning rate"
-            )
+        self._check(loss, "loss", iteration)
         self._write(iteration=iteration, loss=loss)
         rate = self.tokens / self.seconds
         self.bar.set_postfix_str(f"loss {loss:.2f}, {rate:,.0f} tokens/s", refresh=False)
@@ -135,6 +132,7 @@ class _Record:
     def epoch(self, solver: CaptioningSolver) -> None:
         """After an epoch: validate, and keep the model."""
         val_loss = mean_loss(solver.model, self.data.val)
+        self._check(val_loss, "val loss", len(solver.loss_history))
         train_loss = float(np.average(solver.loss_history[-len(self.sizes) :], weights=self.sizes))
         self.sizes.clear()
         self._write(
@@ -154,6 +152,12 @@ class _Record:
             f"epoch {solver.epoch}: train loss {train_loss:.3f}, val loss {val_loss:.3f} per caption{mark}"
         )
         self.started = time.perf_counter()
+
+    def _check(self, loss: float, name: str, iteration: int) -> None:
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"{self.run}: the {name} is {loss} at iteration {iteration}: lower the learning rate"
+            )
 
     def _write(self, **values: float) -> None:
         with files.naming(self.run / METRICS):

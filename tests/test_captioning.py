@@ -271,6 +271,17 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_a_new_file_takes_the_place_of_the_old_one(tmp_path):
+    """Whoever has the old file open still reads all of it: it is replaced, not written over."""
+    path = tmp_path / "model.safetensors"
+    make_model().save(path)
+    before = path.read_bytes()
+    with open(path, "rb") as reader:
+        make_model("rnn").save(path)
+        assert reader.read() == before
+    assert fastrnn.CaptioningRNN.load(path).cell_type == "rnn"
+
+
 def test_load_refuses_other_files(tmp_path):
     path = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import tomllib
 import types
 
@@ -370,6 +371,18 @@ def test_tokens_per_second_and_train_loss_count_what_was_there(data, tmp_path, m
     np.testing.assert_allclose(epoch["train_loss"], expected)
     tokens = np.count_nonzero(fastrnn.open_data(data).train.captions[:, 1:])
     np.testing.assert_allclose(epoch["tokens_per_second"] * epoch["seconds"], tokens, rtol=0.2)
+
+
+def test_validation_does_not_count_as_training_time(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "mean_loss", lambda model, split: time.sleep(0.5) or 1.0)
+    assert train(data, tmp_path / "run", "--epochs", "2") == 0
+    assert records(tmp_path / "run")[1][-1]["seconds"] < 0.5
+
+
+def test_a_val_loss_that_is_not_finite(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "mean_loss", lambda model, split: float("nan"))
+    assert train(data, tmp_path / "run") == 2
+    assert "the val loss is nan at iteration 5: lower the learning rate" in capsys.readouterr().err
 
 
 def test_another_pca(coco, data, tmp_path, capsys):

@@ -371,6 +371,7 @@ embed, affine, temporal_affine, softmax = (
         ),
         (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [1, 1]), ValueError, "mask: expected"),
         (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [[1, 2]]), ValueError, r"mask: expected .* got 1\.\.2"),
+        (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [[-1, 1]]), ValueError, r"mask: expected .* got -1\.\.1"),
         (lambda: softmax(ones((1, 2, 3)), [[0, 1]], [[1, np.nan]]), ValueError, "mask: expected"),
         (lambda: affine([[1, 2], [3]], ones((3, 2)), ones(2)), ValueError, "x: not an array"),
         (lambda: softmax(ones((0, 2, 3)), ones((0, 2)), ones((0, 2))), ValueError, "N=0"),

@@ -329,12 +329,12 @@ def _write_captions(
             captions = np.stack([encode(caption, word_to_idx) for _, caption in kept])
             file[f"{split}_captions"] = captions
             file[f"{split}_image_idxs"] = np.array([image for image, _ in kept], np.int32)
-            number = sum(len(caption) for _, caption in kept)
+            word_count = sum(len(caption) for _, caption in kept)
             prepared[split] = Prepared(
                 images=len(source.image_ids),
                 captions=len(kept),
                 left_out=len(source.annotations) - len(kept),
-                unknown=float(np.sum(captions == word_to_idx["<UNK>"]) / number),
+                unknown=float(np.sum(captions == word_to_idx["<UNK>"]) / word_count),
             )
     with files.replacing(path) as beside:
         beside.write_bytes(content.getbuffer())
@@ -376,24 +376,17 @@ def _write_features(path: Path, source: _Source, projection: PCA | None, progres
     import h5py
 
     D = source.width if projection is None else len(projection.components)
-    with files.naming(path.name):
-        path.write_bytes(bytes(1 << 14))  # where no header fits h5py would crash: let Python find out
-    with _h5_errors(path), h5py.File(path, "w") as file:
-        reserve = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        space = h5py.h5s.create_simple((len(source.image_ids), D))
-        offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
+    try:
+        with h5py.File(path, "w") as file:
+            reserve = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            space = h5py.h5s.create_simple((len(source.image_ids), D))
+            offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
+    except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where a file cannot be closed
+        raise OSError(f"{path.name}: could not be written: {error}") from error
     with files.naming(path.name), open(path, "r+b") as target:
         for images, rows in source.features(f"writing {path.name}", progress):
             features = rows if projection is None else projection.project(rows)
             for image, row in zip(images.tolist(), features.astype("<f4"), strict=True):
                 target.seek(offset + image * row.nbytes)
                 target.write(row.tobytes())
-
-
-@contextmanager
-def _h5_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # what h5py raises where a file cannot be closed
-        raise OSError(f"{path.name}: could not be written: {error}") from error
