@@ -3,7 +3,7 @@
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 import fastrnn
 from fastrnn import backend, runs
-from fastrnn.data import prepare_data
+from fastrnn.data import make_shapes, prepare_data
 from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
 
 app = typer.Typer(
@@ -143,7 +143,16 @@ def train(
     )
     run = out or Path("runs") / f"{data.resolve().name}-{cell}-{time.strftime('%Y%m%d-%H%M%S')}"
     best = runs.train(settings, run)
+    _unless_missing(lambda: runs.draw_losses(run), runs.LOSS_PICTURE)
     print(f"best val loss {best:.3f} per caption; the run is in {run}: fastrnn evaluate {run}")
+
+
+def _unless_missing(draw: Callable[[], object], name: str) -> None:
+    """Draw a picture; say why there is none where a library is missing."""
+    try:
+        draw()
+    except ImportError as error:
+        print(f"fastrnn: no {name}: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -157,10 +166,7 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Caption a split's images with a run's best model and compare with all references by BLEU."""
-    if backend is not None:
-        fastrnn.use_backend(backend)
-    if threads is not None:
-        fastrnn.set_num_threads(threads)
+    _compute_with(backend, threads)
     result = runs.evaluate(run, split, data)
     print(f"{result['images']} {split} images of {result['data']}")
     print(f"protocol: {result['protocol']}")
@@ -171,6 +177,63 @@ def evaluate(
         f"{result['reference_words']})"
     )
     print(f"written to {run / f'evaluation-{split}.json'}")
+
+
+def _compute_with(backend: str | None, threads: int | None) -> None:
+    if backend is not None:
+        fastrnn.use_backend(backend)
+    if threads is not None:
+        fastrnn.set_num_threads(threads)
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Numbers or names of images in the split, or, for a model of the embedded data set, picture "
+            "files; by default some of the split."
+        ),
+    ] = None,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Where to choose images from.")] = "val",
+    count: Annotated[int, typer.Option(min=1, help="How many images, where none are named.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice; another one, other images.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Data directory; by default the one that the run was trained on.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file for the pictures; by default captions.png in the run.")
+    ] = None,
+    backend: Backend = None,
+    threads: Threads = None,
+) -> None:
+    """Caption some images with a run's best model; draw the pictures with their captions in a grid."""
+    _compute_with(backend, threads)
+    if out is not None and not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such directory")
+    samples = runs.sample(run, images or (), split=split, count=count, seed=seed, data=data)
+    for image, _, caption, true_caption in samples:
+        print(f"{image}: {caption}")
+        if true_caption:
+            print(f"    true: {true_caption}")
+    path = out or run / runs.CAPTIONS_PICTURE
+    shown = samples[:48]
+
+    def draw() -> None:
+        missing = runs.draw_captions(path, f"Captions by {run.resolve().name}", shown)
+        if missing:
+            print(
+                f"{missing} of {len(shown)} pictures could not be reached or read; they are grey in the grid"
+            )
+        print(
+            f"the first {len(shown)} are drawn in {path}" if len(shown) < len(samples) else f"drawn in {path}"
+        )
+
+    if out is None:
+        _unless_missing(draw, runs.CAPTIONS_PICTURE)
+    else:
+        draw()
 
 
 @app.command()
@@ -225,6 +288,20 @@ def prepare(
             f"{split}: {result.images} images, {result.captions} captions, "
             f"{result.left_out} left out ({result.left_out / every:.1%}), {result.unknown:.1%} of words <UNK>"
         )
+    print(f"the data set is in {out}: fastrnn train --data {out}")
+
+
+@data_app.command("shapes")
+def data_shapes(
+    out: Annotated[Path, typer.Argument(help="New data directory.")],
+    train: Annotated[int, typer.Option(min=1, help="Train pictures.")] = 5000,
+    val: Annotated[int, typer.Option(min=1, help="Val pictures.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; one seed, one data set.")] = 0,
+) -> None:
+    """Draw the embedded data set: pictures of coloured shapes, five captions each; nothing to download."""
+    prepared = make_shapes(out, train=train, val=val, seed=seed, progress=True)
+    for split, result in prepared.items():
+        print(f"{split}: {result.images} pictures, {result.captions} captions")
     print(f"the data set is in {out}: fastrnn train --data {out}")
 
 

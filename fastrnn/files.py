@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,26 @@ def check_new_directory(path: StrPath) -> None:
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already and is not an empty directory")
+
+
+@contextmanager
+def new_directory(out: StrPath) -> Iterator[Path]:
+    """A directory to fill that becomes ``out`` when the block ends well and vanishes otherwise.
+
+    Raises ``FileExistsError`` as :func:`check_new_directory`.
+    """
+    check_new_directory(out)
+    out = Path(out).resolve()
+    existing = next(parent for parent in out.parents if parent.is_dir())
+    beside = existing / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    beside.mkdir()
+    try:
+        yield beside
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(beside, out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def write_text(path: StrPath, text: str) -> None:

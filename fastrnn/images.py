@@ -1,15 +1,20 @@
-"""Reading pictures, and preparing them for a convolutional network trained on ImageNet.
+"""Pictures: reading them, preparing them for a network trained on ImageNet, and drawing what a run did.
 
-Pillow (extra ``plot``) is imported where it is used.
+Pillow and matplotlib (extra ``plot``) are imported where they are used.
 """
 
 import io
+import math
+import textwrap
 import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastrnn import files
 from fastrnn.arrays import Array
 from fastrnn.files import StrPath
 
@@ -18,38 +23,72 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 MAX_BYTES = 32 << 20  # the largest file that image_from_url downloads
 
 
-def image_from_url(url: str, timeout: float = 10.0) -> Array | None:
-    """Download a picture: (height,width,3) uint8, or None with a printed word where that fails.
+# ---------------------------------------------------------------------------------------------------
+# Reading and writing
 
-    Gives up after ``timeout`` seconds without an answer and on files over 32 MiB.
+
+def image_from_url(url: str, timeout: float = 10.0, placeholder: bool = False) -> Array | None:
+    """Fetch a picture: (height,width,3) uint8. ``url`` may be the path of a file too.
+
+    Gives up after ``timeout`` seconds without an answer and on files over 32 MiB. Then, and where what came
+    is no picture, says so in a printed line and returns None, or :func:`placeholder_image` if asked to.
     """
+    try:
+        return fetch_image(url, timeout)
+    except OSError as error:
+        print(f"{url}: no picture: {error}")
+        return placeholder_image() if placeholder else None
+
+
+def fetch_image(url: str, timeout: float = 10.0) -> Array:
+    """What :func:`image_from_url` returns, but raises ``OSError`` where that says there is no picture."""
     Image = _pillow()
     try:
+        if Path(url).is_file():
+            return load_image(url)
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             content = answer.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+            raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
         with Image.open(io.BytesIO(content)) as picture:
             rgb: Array = np.array(picture.convert("RGB"))
             return rgb
     except Exception as error:  # servers and damaged pictures raise whatever they like
-        print(f"{url}: no picture: {error}")
-        return None
+        raise OSError(error) from error
+
+
+def placeholder_image() -> Array:
+    """A neutral grey picture (96,96,3) uint8 to stand where there is none."""
+    return np.full((96, 96, 3), 224, np.uint8)
 
 
 def load_image(filename: StrPath, size: int | None = None) -> Array:
     """Read a picture as (height,width,3) uint8, its shorter side resized to ``size`` pixels if given.
 
-    Raises ``FileNotFoundError``, or ``OSError`` for a file that is no picture.
+    Raises ``FileNotFoundError``, or ``OSError`` naming the file if it is no whole picture.
     """
     Image = _pillow()
-    with Image.open(filename) as picture:
-        rgb = picture.convert("RGB")
+    try:
+        with Image.open(filename) as picture:
+            rgb = picture.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged pictures raise whatever they like
+        raise OSError(f"{filename}: not a readable picture: {error}") from error
     if size is not None:
         scale = size / min(rgb.size)
         rgb = rgb.resize((max(round(rgb.width * scale), 1), max(round(rgb.height * scale), 1)))
     resized: Array = np.array(rgb)
     return resized
+
+
+def save_image(filename: StrPath, picture: Array) -> None:
+    """Write a picture (height,width,3) uint8, in the format that the name's ending tells."""
+    _pillow().fromarray(picture).save(filename)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Preparing for a network
 
 
 def preprocess_image(img: ArrayLike) -> Array:
@@ -68,9 +107,122 @@ def deprocess_image(img: ArrayLike, rescale: bool = False) -> Array:
     return pixels
 
 
+# ---------------------------------------------------------------------------------------------------
+# Drawing
+
+
+def plot_losses(
+    path: StrPath, title: str, losses: Sequence[float], epochs: Sequence[tuple[int, float]]
+) -> None:
+    """Draw the loss of each iteration, smoothed and raw, and the val loss after some, as a PNG file.
+
+    ``epochs`` holds (iteration, val loss). Raises ``ImportError`` without matplotlib.
+    """
+    figure = _figure(8, 4.5)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes = figure.add_subplot()
+    axes.plot(
+        np.arange(1, len(losses) + 1),
+        losses,
+        color="tab:blue",
+        alpha=0.25,
+        linewidth=0.8,
+        label="train, each iteration",
+    )
+    window = max(len(losses) // 50, 1)
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(
+        np.arange(len(smooth)) + (window + 1) / 2, smooth, color="tab:blue", label=f"train, mean of {window}"
+    )
+    axes.plot(
+        *zip(*epochs, strict=True), color="tab:red", marker="o", markersize=4, label="val, after each epoch"
+    )
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss per caption (nats)")
+    axes.set_xlim(left=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_captions(
+    path: StrPath,
+    title: str,
+    pictures: Sequence[Array],
+    captions: Sequence[str],
+    true_captions: Sequence[str],
+) -> None:
+    """Draw pictures (height,width,3) in a grid, below each its caption and a true one, as a PNG file.
+
+    Raises ``ImportError`` without matplotlib.
+    """
+    columns = min(len(pictures), 4)
+    rows = math.ceil(len(pictures) / columns)
+    texts = [
+        (_wrapped(caption or "(no words)"), _wrapped(f"true: {true}") if true else "")
+        for caption, true in zip(captions, true_captions, strict=True)
+    ]
+    lines = max(caption.count("\n") + true.count("\n") + 2 for caption, true in texts)
+    width, side, line, margin = 2.6, 2.2, 0.14, 0.6  # inches: of a column, a picture, a line, and at the top
+    height = side + line * (lines + 1.5)  # of a row
+    figure = _figure(columns * width, rows * height + margin)
+    whole = rows * height + margin
+    figure.suptitle(
+        textwrap.fill(title, width=32 * columns, max_lines=2),
+        parse_math=False,
+        y=1 - 0.15 / whole,
+        va="top",
+        fontsize=11,
+    )
+    for i, (picture, (caption, true)) in enumerate(zip(pictures, texts, strict=True)):
+        row, column = divmod(i, columns)
+        bottom = whole - margin - row * height - side
+        left = column * width + (width - side) / 2
+        axes = figure.add_axes(
+            (left / (columns * width), bottom / whole, side / (columns * width), side / whole)
+        )
+        axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 200 else None)
+        axes.set_anchor("S")
+        axes.set_axis_off()
+        across = {
+            "x": (column + 0.5) / columns,
+            "ha": "center",
+            "va": "top",
+            "parse_math": False,
+            "fontsize": 8,
+        }
+        below = bottom - 0.4 * line
+        figure.text(y=below / whole, s=caption, fontweight="bold", **across)
+        figure.text(y=(below - line * (caption.count("\n") + 1)) / whole, s=true, color="0.4", **across)
+    _save(figure, path)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, width=34, max_lines=4, placeholder=" ...")
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib: pip install 'fastrnn[plot]'") from error
+    return Figure(figsize=(width, height), dpi=120)
+
+
+def _save(figure: Any, path: StrPath) -> None:
+    with files.replacing(path) as beside:
+        figure.savefig(beside, format="png", facecolor="white")
+
+
 def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("reading pictures needs Pillow: pip install 'fastrnn[plot]'") from error
+        raise ImportError("pictures need Pillow: pip install 'fastrnn[plot]'") from error
     return Image

@@ -2,16 +2,18 @@
 
 A run directory holds ``config.toml`` (every setting, to be passed to ``--config`` again), ``metrics.jsonl``
 (one line per iteration and one per epoch), ``best.safetensors`` (the model of the epoch with the lowest val
-loss), ``last.safetensors`` and, after an evaluation, ``evaluation-SPLIT.json``.
+loss), ``last.safetensors`` and ``loss.png``; after an evaluation ``evaluation-SPLIT.json``; after sampling
+``captions.png``.
 """
 
 import json
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import tomli_w
@@ -20,14 +22,17 @@ from tqdm.auto import tqdm
 from fastrnn import backend, files
 from fastrnn.arrays import Array
 from fastrnn.captioning import CaptioningRNN
-from fastrnn.data.coco import CaptionData, Split, open_data
+from fastrnn.data import shapes
+from fastrnn.data.coco import CaptionData, Split, locate, open_data
 from fastrnn.data.pca import PCA
 from fastrnn.data.prepare import words
 from fastrnn.files import StrPath
+from fastrnn.images import fetch_image, placeholder_image, plot_captions, plot_losses
 from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu, load_bleu
 from fastrnn.solver import CaptioningSolver
 
 CONFIG, METRICS, BEST, LAST = "config.toml", "metrics.jsonl", "best.safetensors", "last.safetensors"
+LOSS_PICTURE, CAPTIONS_PICTURE = "loss.png", "captions.png"
 BATCH = 250  # captions or images at a time where nothing is learnt
 
 
@@ -148,8 +153,10 @@ class _Record:
         if val_loss < self.best:
             self.best, mark = val_loss, ", the best so far"
             solver.model.save(self.run / BEST)
+        (caption,) = _captions(solver.model, self.data.val.features[:1], self.data.idx_to_word)
         self.bar.write(
-            f"epoch {solver.epoch}: train loss {train_loss:.3f}, val loss {val_loss:.3f} per caption{mark}"
+            f"epoch {solver.epoch}: train loss {train_loss:.3f}, val loss {val_loss:.3f} per caption{mark}\n"
+            f"    it says of {self.data.val.urls[0]}: {' '.join(caption)}"
         )
         self.started = time.perf_counter()
 
@@ -181,13 +188,14 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     """
     load_bleu()  # rather now than after all the captions
     run = Path(run)
-    if not run.is_dir():
-        raise FileNotFoundError(f"{run}: no such run directory")
-    model = CaptioningRNN.load(run / BEST)
-    opened = open_data(data if data is not None else _trained_on(run))
-    _check_fit(run / BEST, model, opened)
+    model, opened = _open(run, data)
     of_split, references = opened.split(split), opened.references(split)
-    outputs = list(_captions(model, of_split, opened.idx_to_word))
+    outputs = []
+    with tqdm(total=len(of_split.features), unit="image", desc="captions") as bar:
+        for start in range(0, len(of_split.features), BATCH):
+            features = of_split.features[start : start + BATCH]
+            outputs += _captions(model, features, opened.idx_to_word)
+            bar.update(len(features))
     bleu = corpus_bleu(outputs, [[words(text) for text in of_image] for of_image in references])
     result = {
         "protocol": f"{BLEU_PROTOCOL}; greedy decoding",
@@ -204,6 +212,115 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     return result
 
 
+class Sample(NamedTuple):
+    """What a model says of an image."""
+
+    image: str  # its name in the data set, or the path that was given
+    source: str  # the path or URL of the picture
+    caption: str
+    true_caption: str  # empty for a picture of the user's own
+
+
+def sample(
+    run: StrPath,
+    images: Sequence[str] = (),
+    *,
+    split: str = "val",
+    count: int = 12,
+    seed: int = 0,
+    data: StrPath | None = None,
+) -> list[Sample]:
+    """Caption chosen images with a run's best model.
+
+    ``images`` are numbers within a split or names as the data set has them; for the embedded data set they
+    may be picture files too. Without any, ``count`` images of the split are drawn by ``seed``. ``data`` is
+    the data directory, by default the one that the run was trained on.
+
+    Raises ``ValueError`` for an image that is none of these, ``OSError`` for a file that is no picture, and
+    what :func:`evaluate` raises.
+    """
+    model, opened = _open(Path(run), data)
+    of_split = opened.split(split)
+    if images:
+        chosen = [_find(image, opened, of_split) for image in images]
+    else:
+        drawn = np.random.default_rng(seed).permutation(len(of_split.features))[:count]
+        chosen = np.sort(drawn).tolist()
+    numbers = [image for image in chosen if isinstance(image, int)]
+    of_numbers = dict(zip(numbers, opened.true_captions(split, numbers), strict=True))
+    features = [
+        of_split.features[image] if isinstance(image, int) else shapes.features_of_file(image)
+        for image in chosen
+    ]
+    samples = []
+    for image, caption in zip(chosen, _captions(model, np.stack(features), opened.idx_to_word), strict=True):
+        if isinstance(image, int):
+            name = of_split.urls[image]
+            source, true_caption = locate(opened.directory, name), of_numbers[image]
+        else:
+            name, source, true_caption = image, image, ""
+        samples.append(Sample(name, source, " ".join(caption), true_caption))
+    return samples
+
+
+def _find(image: str, data: CaptionData, split: Split) -> int | str:
+    """The number of an image in a split, or the path of a picture whose features can be computed."""
+    if image.isdecimal() and int(image) < len(split.features):
+        return int(image)
+    if image in split.urls:
+        return split.urls.index(image)
+    if Path(image).is_file():
+        if (data.directory / shapes.SCENES).exists():
+            return image
+        raise ValueError(
+            f"images: {image} is a new picture: features of it can be had for the embedded data set only; "
+            f"{data.directory} is another"
+        )
+    raise ValueError(
+        f"images: expected a number below {len(split.features)}, a name in the {split.name} split such as "
+        f"{split.urls[0]!r}, or a picture file, got {image!r}"
+    )
+
+
+def draw_losses(run: StrPath) -> Path:
+    """Draw the losses in a run's metrics as ``loss.png`` and return its path.
+
+    Raises ``FileNotFoundError`` without metrics, ``ImportError`` without matplotlib (extra ``plot``).
+    """
+    run = Path(run)
+    records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    epochs = [(record["iteration"], record["val_loss"]) for record in records if "epoch" in record]
+    plot_losses(run / LOSS_PICTURE, run.resolve().name, losses, epochs)
+    return run / LOSS_PICTURE
+
+
+def draw_captions(path: StrPath, title: str, samples: Sequence[Sample]) -> int:
+    """Draw the samples' pictures with their captions in a grid, a PNG file.
+
+    Pictures that cannot be reached or read within ten seconds become grey; returns how many these are.
+    Raises ``ImportError`` without matplotlib and Pillow (extra ``plot``).
+    """
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(_picture, [sample.source for sample in samples]))
+    shown = [placeholder_image() if picture is None else picture for picture in pictures]
+    plot_captions(
+        path,
+        title,
+        shown,
+        [sample.caption for sample in samples],
+        [sample.true_caption for sample in samples],
+    )
+    return sum(picture is None for picture in pictures)
+
+
+def _picture(source: str) -> Array | None:
+    try:
+        return fetch_image(source)
+    except OSError:
+        return None
+
+
 def _figures(bleu: Bleu) -> dict[str, float]:
     return {f"bleu_{n}": round(value, 4) for n, value in enumerate(bleu.bleu, 1)} | {
         "brevity_penalty": round(bleu.brevity_penalty, 4),
@@ -218,6 +335,16 @@ def read_config(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from error
+
+
+def _open(run: Path, data: StrPath | None) -> tuple[CaptioningRNN, CaptionData]:
+    """A run's best model, and the data directory given or else trained on; they fit each other."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: no such run directory")
+    model = CaptioningRNN.load(run / BEST)
+    opened = open_data(data if data is not None else _trained_on(run))
+    _check_fit(run / BEST, model, opened)
+    return model, opened
 
 
 def _trained_on(run: Path) -> str:
@@ -247,13 +374,11 @@ def _same(a: PCA | None, b: PCA | None) -> bool:
     return a.components.shape == b.components.shape and np.allclose(a.components, b.components, atol=1e-4)
 
 
-def _captions(model: CaptioningRNN, split: Split, idx_to_word: list[str]) -> Iterator[list[str]]:
+def _captions(model: CaptioningRNN, features: Array, idx_to_word: list[str]) -> list[list[str]]:
     """The words of a caption for every image, without START, END and NULL."""
-    with tqdm(total=len(split.features), unit="image", desc="captions") as bar:
-        for start in range(0, len(split.features), BATCH):
-            features = split.features[start : start + BATCH]
-            for tokens in model.sample(features).tolist():
-                caption = [idx_to_word[token] for token in tokens]
-                ended = caption[: caption.index("<END>")] if "<END>" in caption else caption
-                yield [word for word in ended if word not in ("<NULL>", "<START>")]
-            bar.update(len(features))
+    captions = []
+    for tokens in model.sample(features).tolist():
+        caption = [idx_to_word[token] for token in tokens]
+        ended = caption[: caption.index("<END>")] if "<END>" in caption else caption
+        captions.append([word for word in ended if word not in ("<NULL>", "<START>")])
+    return captions

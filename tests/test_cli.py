@@ -5,14 +5,15 @@ import subprocess
 import sys
 import time
 import tomllib
-import types
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastrnn
 from fastrnn import backend, cli, runs
+from fastrnn.data.prepare import words
 from tests.datasets import edit_json, write_coco, write_h5
 
 
@@ -152,9 +153,11 @@ def test_unknown_words_stay_in_the_output_and_markers_do_not():
         def sample(self, features):
             return np.array([[1, 4, 3, 0, 4, 2, 4], [4, 4, 4, 4, 4, 4, 3]])
 
-    split = types.SimpleNamespace(features=np.zeros((2, 1)))
     words = ["<NULL>", "<START>", "<END>", "<UNK>", "a"]
-    assert list(runs._captions(Parrot(), split, words)) == [["a", "<UNK>", "a"], [*"aaaaaa", "<UNK>"]]
+    assert list(runs._captions(Parrot(), np.zeros((2, 1)), words)) == [
+        ["a", "<UNK>", "a"],
+        [*"aaaaaa", "<UNK>"],
+    ]
 
 
 def test_one_seed_one_run(data, tmp_path):
@@ -202,6 +205,84 @@ def test_the_run_keeps_the_feature_pca(coco, tmp_path):
     np.testing.assert_array_equal(model.feature_pca.mean, fastrnn.open_data(tmp_path / "data").pca.mean)
 
 
+def test_pictures(data, tmp_path, capsys):
+    """loss.png with the training; captions.png with a sample, grey where there is no picture."""
+    run = tmp_path / "run"
+    assert train(data, run) == 0
+    assert "    it says of 2" in capsys.readouterr().out
+    assert fastrnn.load_image(run / "loss.png").ndim == 3
+    assert cli.main(["sample", str(run), "--count", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "5 of 5 pictures could not be reached or read" in out
+    assert f"drawn in {run / 'captions.png'}" in out
+    assert fastrnn.load_image(run / "captions.png").ndim == 3
+    opened = fastrnn.open_data(data)
+    lines = out.splitlines()
+    names = [line.split(":")[0] for line in lines[:10:2]]
+    assert len(set(names) & set(opened.val.urls)) == 5
+    numbers = [opened.val.urls.index(name) for name in names]
+    assert [line.removeprefix("    true: ") for line in lines[1:10:2]] == [
+        opened.references("val")[number][0] for number in numbers
+    ]
+    assert cli.main(["sample", str(run), "--count", "5", "--seed", "1"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[:10:2]] != names
+
+    model = fastrnn.CaptioningRNN.load(run / "best.safetensors")
+    said = fastrnn.decode_captions(model.sample(opened.train.features[3:4]), opened.idx_to_word)[0]
+    arguments = ["sample", str(run), "3", opened.train.urls[3], "--split", "train"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "two.png")]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"{opened.train.urls[3]}: {said.removesuffix(' <END>')}\n") == 2
+    assert (tmp_path / "two.png").exists()
+
+
+def test_captions_of_a_data_set_without_references(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--epochs", "1") == 0
+    opened = fastrnn.open_data(data)
+    raw = opened.true_captions("val", [4])[0]
+    (data / "references.json").unlink()
+    assert opened.true_captions("val", [4]) == [" ".join(words(raw))]
+    assert cli.main(["sample", str(tmp_path / "run"), "4"]) == 0
+    assert f"true: {' '.join(words(raw))}\n" in capsys.readouterr().out
+
+
+def test_without_matplotlib_there_is_a_word_instead_of_a_picture(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run = tmp_path / "run"
+    assert train(data, run, "--epochs", "1") == 0
+    assert "fastrnn: no loss.png: drawing needs matplotlib: pip install" in capsys.readouterr().err
+    assert cli.main(["sample", str(run), "2"]) == 0
+    captured = capsys.readouterr()
+    assert "true: " in captured.out
+    assert "fastrnn: no captions.png: drawing needs matplotlib" in captured.err
+    assert cli.main(["sample", str(run), "2", "--out", str(tmp_path / "asked.png")]) == 2
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_embedded_data_set(tmp_path, capsys, monkeypatch):
+    """Drawn, learnt, and captions of its pictures, of copies of them and of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "shapes", "data", "--train", "40", "--val", "9", "--seed", "2"]) == 0
+    assert "train: 40 pictures, 200 captions" in capsys.readouterr().out
+    assert train("data", "run") == 0
+    capsys.readouterr()
+    assert cli.main(["sample", "run", "8", "pictures/val_00008.png", "data/pictures/val_00008.png"]) == 0
+    by_number, true_caption, by_name, _, as_file, drawn = capsys.readouterr().out.splitlines()
+    assert by_number == by_name == as_file.removeprefix("data/")
+    assert true_caption.startswith("    true: a ")
+    assert drawn == "drawn in run/captions.png"
+
+    Image.new("RGB", (400, 300), "white").save("mine.png")
+    assert cli.main(["sample", "run", "mine.png"]) == 0
+    assert capsys.readouterr().out.startswith("mine.png: ")
+    (tmp_path / "mine.png").write_bytes(b"no picture")
+    assert "mine.png: not a readable picture" in refused(["sample", "run", "mine.png"], capsys)
+    (tmp_path / "data" / "pictures" / "val_00003.png").write_bytes(b"no picture")
+    assert cli.main(["sample", "run", "3"]) == 0
+    assert "1 of 1 pictures could not be reached or read; they are grey" in capsys.readouterr().out
+    assert cli.main(["data", "shapes", "data"]) == 2
+
+
 def test_info_and_help(capsys):
     assert cli.main(["info"]) == 0
     assert "backend" in capsys.readouterr().out
@@ -210,6 +291,8 @@ def test_info_and_help(capsys):
         ["--help"],
         ["train", "--help"],
         ["evaluate", "--help"],
+        ["sample", "--help"],
+        ["data", "shapes", "--help"],
         ["data", "prepare", "--help"],
     ):
         assert cli.main(arguments) == 0
@@ -274,7 +357,15 @@ def refused(arguments, capsys):
         (["evaluate"], "Missing argument 'run'"),
         (["evaluate", "nowhere"], "nowhere: no such run directory"),
         (["evaluate", "nowhere", "--split", "test"], "test"),
+        (["sample"], "Missing argument 'run'"),
+        (["sample", "nowhere"], "nowhere: no such run directory"),
+        (["sample", "nowhere", "--split", "test"], "test"),
+        (["sample", "nowhere", "--count", "0"], "0"),
+        (["sample", "nowhere", "--out", "nowhere/grid.png"], "nowhere: no such directory"),
         (["data", "info", "nowhere"], "nowhere: no such directory"),
+        (["data", "shapes"], "Missing argument 'out'"),
+        (["data", "shapes", "out", "--train", "0"], "0"),
+        (["data", "shapes", "out", "--seed", "one"], "one"),
         (["data", "prepare", "out"], "Missing option '--train-captions'"),
     ],
 )
@@ -314,9 +405,24 @@ def test_a_run_of_other_data(data, coco, tmp_path, capsys):
     assert "the model takes features 6 wide, those of" in line
     edit_json(coco["train_captions"], lambda content: content["annotations"][0].update(caption="a zebra"))
     assert cli.main(prepare_arguments(coco, tmp_path / "other")) == 0
-    line = refused(["evaluate", tmp_path / "run", "--data", tmp_path / "other"], capsys)
-    assert "best.safetensors: the model's vocabulary is not that of" in line
+    for command in ("evaluate", "sample"):
+        line = refused([command, tmp_path / "run", "--data", tmp_path / "other"], capsys)
+        assert "best.safetensors: the model's vocabulary is not that of" in line
     assert not list((tmp_path / "run").glob("evaluation*"))
+
+
+def test_images_that_are_not_there(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--epochs", "1") == 0
+    (tmp_path / "mine.png").write_bytes(b"anything")
+    for image, message in (
+        ("20", "images: expected a number below 20, a name in the val split such as '"),
+        ("-1", "No such option"),
+        ("nothing.png", "or a picture file, got 'nothing.png'"),
+        (tmp_path / "mine.png", "mine.png is a new picture: features of it can be had for the embedded data"),
+    ):
+        assert message in refused(["sample", run, image], capsys)
+    assert not (run / "captions.png").exists()
 
 
 def test_broken_runs(data, tmp_path, capsys):

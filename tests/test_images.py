@@ -1,7 +1,9 @@
 """Reading pictures, from files and from a server on this machine."""
 
 import io
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 import fastrnn
 from fastrnn import images
+from fastrnn.images import plot_captions, plot_losses
 
 
 def png(width=6, height=4):
@@ -59,7 +62,29 @@ def test_a_huge_file_and_a_dead_host(server, monkeypatch, capsys):
     assert capsys.readouterr().out.count("no picture") == 2
 
 
-def test_load_image(tmp_path):
+def test_a_placeholder_by_option(server, capsys):
+    assert fastrnn.image_from_url(f"{server}/picture.png", placeholder=True).shape == (4, 6, 3)
+    grey = fastrnn.image_from_url(f"{server}/missing", placeholder=True)
+    assert grey.dtype == np.uint8
+    assert grey.shape == (96, 96, 3)
+    assert "no picture" in capsys.readouterr().out
+
+
+def test_a_server_that_says_nothing(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
+        started = time.monotonic()
+        assert fastrnn.image_from_url(url, timeout=0.3) is None
+    assert time.monotonic() - started < 5
+    assert "timed out" in capsys.readouterr().out
+
+
+def test_the_path_of_a_file_is_a_url_too(tmp_path):
+    (tmp_path / "picture.png").write_bytes(png()[0])
+    np.testing.assert_array_equal(fastrnn.image_from_url(str(tmp_path / "picture.png")), png()[1])
+
+
+def test_load_image(tmp_path, monkeypatch):
     content, pixels = png(width=40, height=20)
     path = tmp_path / "picture.png"
     path.write_bytes(content)
@@ -70,7 +95,14 @@ def test_load_image(tmp_path):
     with pytest.raises(FileNotFoundError):
         fastrnn.load_image(tmp_path / "nothing.png")
     path.write_text("hello")
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(OSError, match=r"picture.png: not a readable picture: cannot identify"):
+        fastrnn.load_image(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"picture.png: not a readable picture"):
+        fastrnn.load_image(path)
+    path.write_bytes(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 800 are over twice as many
+    with pytest.raises(OSError, match=r"picture.png: not a readable picture.*decompression bomb"):
         fastrnn.load_image(path)
 
 
@@ -84,3 +116,75 @@ def test_preprocessing_is_undone(rng):
     assert np.abs(restored.astype(int) - picture).max() <= 1
     stretched = fastrnn.deprocess_image(processed * 0.1, rescale=True)
     assert (stretched.min(), stretched.max()) == (0, 255)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Drawing. Whether it can be read, only eyes can tell; that nothing is cut off or overlaps, can be counted.
+
+
+def drawn(monkeypatch, plot, *arguments):
+    """The figure that a plot function saves."""
+    figures = []
+    monkeypatch.setattr(images, "_save", lambda figure, path: figures.append(figure))
+    plot("unused.png", *arguments)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    return figure
+
+
+def boxes(figure):
+    """The rectangles in pixels of the pictures and texts of a figure."""
+    texts = [text.get_window_extent() for text in figure.texts if text.get_text()]
+    return [axes.get_window_extent() for axes in figure.axes] + texts
+
+
+LONG = "a man in a very long red coat is standing on the shore of a lake and looks at the dogs " * 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 12])
+@pytest.mark.parametrize("caption", ["a dog", LONG])
+def test_nothing_in_the_grid_overlaps_or_is_cut_off(monkeypatch, count, caption):
+    pictures = [np.zeros((40, 60 if i % 2 else 30, 3), np.uint8) for i in range(count)]
+    captions = [caption, "", *["a $cat$ on a mat"] * 10][:count]
+    true_captions = [LONG if i % 3 else "" for i in range(count)]
+    figure = drawn(
+        monkeypatch,
+        plot_captions,
+        "Captions by shapes-lstm-20260101-000000",
+        pictures,
+        captions,
+        true_captions,
+    )
+    assert len(figure.axes) == count
+    every = boxes(figure)
+    assert len(every) == count + count + sum(map(bool, true_captions)) + 1
+    for i, box in enumerate(every):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
+        for other in every[i + 1 :]:
+            assert box.x1 <= other.x0 or other.x1 <= box.x0 or box.y1 <= other.y0 or other.y1 <= box.y0
+
+
+@pytest.mark.parametrize("iterations", [1, 7, 1000])
+def test_losses_are_drawn_raw_smoothed_and_of_val(monkeypatch, rng, iterations):
+    losses = (40 * np.exp(-np.arange(iterations) / 100) + rng.uniform(1, 2, iterations)).tolist()
+    epochs = [(iterations // 2, 3.0), (iterations, 2.5)]
+    figure = drawn(monkeypatch, plot_losses, "a run", losses, epochs)
+    (axes,) = figure.axes
+    raw, smooth, val = axes.lines
+    np.testing.assert_array_equal(raw.get_ydata(), losses)
+    window = max(iterations // 50, 1)
+    np.testing.assert_allclose(smooth.get_ydata()[0], np.mean(losses[:window]))
+    assert smooth.get_xdata()[-1] == iterations - (window - 1) / 2
+    assert list(zip(*val.get_data(), strict=True)) == epochs
+    assert axes.get_xlabel() == "iteration"
+    assert axes.get_ylabel() == "loss per caption (nats)"
+    assert len(axes.get_legend().get_texts()) == 3
+    assert axes.get_tightbbox().x0 >= 0
+
+
+def test_a_drawing_is_a_png_file(tmp_path):
+    plot_losses(tmp_path / "loss.png", "a run", [3.0, 2.0], [(2, 2.5)])
+    assert fastrnn.load_image(tmp_path / "loss.png").shape == (540, 960, 3)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
+        plot_losses(tmp_path / "nowhere" / "loss.png", "a run", [3.0, 2.0], [(2, 2.5)])

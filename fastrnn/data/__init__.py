@@ -10,6 +10,7 @@ from fastrnn.data.coco import (
 )
 from fastrnn.data.pca import PCA
 from fastrnn.data.prepare import prepare_data
+from fastrnn.data.shapes import make_shapes
 
 __all__ = [
     "PCA",
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "decode_captions",
     "load_coco_data",
+    "make_shapes",
     "open_data",
     "prepare_data",
     "sample_coco_minibatch",

@@ -62,6 +62,7 @@ def load_coco_data(
     ``max_train`` keeps that many training captions, drawn with replacement by ``numpy.random.randint``.
     Returns a dictionary of ``train_captions`` (n,17), ``train_image_idxs`` (n,), ``train_features``
     (images,D), ``train_urls`` (images,), the same for val, ``idx_to_word`` (list) and ``word_to_idx`` (dict).
+    URLs that name a picture in the data directory are given as its path.
 
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for one that is not what it should be.
     """
@@ -76,7 +77,8 @@ def load_coco_data(
             data[f"{split}_features"] = dataset(features, "features")[()]
     data.update(files.read_json(directory / VOCABULARY))
     for split in ("train", "val"):
-        data[f"{split}_urls"] = np.asarray(_read_lines(directory / urls_file(split)))
+        urls = _read_lines(directory / urls_file(split))
+        data[f"{split}_urls"] = np.asarray([locate(directory, url) for url in urls])
     if max_train is not None:
         kept = np.random.randint(len(data["train_captions"]), size=max_train)
         data["train_captions"] = data["train_captions"][kept]
@@ -107,6 +109,12 @@ def decode_captions(captions: Array, idx_to_word: Sequence[str] | Mapping[int, s
                 break
         decoded.append(" ".join(words))
     return decoded[0] if captions.ndim == 1 else decoded
+
+
+def locate(directory: Path, url: str) -> str:
+    """The path of a picture that lies in the data directory, else its URL as it is."""
+    inside = directory / url
+    return str(inside) if "://" not in url and inside.is_file() else url
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -182,6 +190,19 @@ class CaptionData:
         if name not in splits:
             raise ValueError(f"split: expected 'train' or 'val', got {name!r}")
         return splits[name]
+
+    def true_captions(self, name: str, images: Sequence[int]) -> list[str]:
+        """The first caption of each of the images (numbers) of a split, raw where that is known."""
+        if (self.directory / REFERENCES).exists():
+            references = self.references(name)
+            return [references[image][0] for image in images]
+        split = self.split(name)
+        captions = []
+        for image in images:
+            first = split.captions[split.image_idxs == image][:1].reshape(-1)
+            decoded = str(decode_captions(first, self.idx_to_word))
+            captions.append(decoded.removeprefix("<START> ").removesuffix(" <END>"))
+        return captions
 
     def references(self, name: str) -> list[list[str]]:
         """The raw captions of every image of a split, in the order of its features.

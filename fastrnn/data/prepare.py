@@ -1,10 +1,7 @@
 """From COCO-format captions and image features to the published layout (``fastrnn.data.coco`` tells it)."""
 
 import io
-import os
 import re
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,35 +72,44 @@ def prepare_data(
         ("train", train_captions, train_features),
         ("val", val_captions, val_features),
     ):
-        sources[split] = _Source.read(Path(captions), Path(features), allow_unmatched)
+        sources[split] = Source.read(Path(captions), Path(features), allow_unmatched)
     if sources["train"].width != sources["val"].width:
         raise ValueError(
             f"{val_features}: features are {sources['val'].width} wide, those of {train_features} "
             f"{sources['train'].width}"
         )
-    idx_to_word = _vocabulary(sources["train"], min_count, vocab_size, vocab)
+    idx_to_word = vocabulary(sources["train"], min_count, vocab_size, vocab)
+    with files.new_directory(out) as directory:
+        return write_data(directory, sources, idx_to_word, pca, progress)
+
+
+def write_data(
+    directory: Path,
+    sources: dict[str, "Source"],
+    idx_to_word: list[str],
+    pca: int | None = None,
+    progress: bool = False,
+) -> dict[str, Prepared]:
+    """Write the published files of a train and a val split into a directory."""
+    projection = None
+    if pca is not None:
+        projection = _fit(sources["train"], pca, progress)
+        projection.save(directory / coco.PROJECTION)
+    for split, source in sources.items():
+        path = directory / coco.features_file(split, pca is not None)
+        _write_features(path, source, projection, progress)
     word_to_idx = {word: i for i, word in enumerate(idx_to_word)}
-    with _new_directory(Path(out)) as directory:
-        projection = None
-        if pca is not None:
-            projection = _fit(sources["train"], pca, progress)
-            projection.save(directory / coco.PROJECTION)
-        for split, source in sources.items():
-            path = directory / coco.features_file(split, pca is not None)
-            _write_features(path, source, projection, progress)
-        prepared = _write_captions(directory / coco.CAPTIONS, sources, word_to_idx)
-        files.write_json(
-            directory / coco.VOCABULARY, {"idx_to_word": idx_to_word, "word_to_idx": word_to_idx}
-        )
-        files.write_json(
-            directory / coco.REFERENCES,
-            {
-                split: {"image_ids": source.image_ids, "captions": source.captions}
-                for split, source in sources.items()
-            },
-        )
-        for split, source in sources.items():
-            files.write_text(directory / coco.urls_file(split), "".join(f"{url}\n" for url in source.urls))
+    prepared = _write_captions(directory / coco.CAPTIONS, sources, word_to_idx)
+    files.write_json(directory / coco.VOCABULARY, {"idx_to_word": idx_to_word, "word_to_idx": word_to_idx})
+    files.write_json(
+        directory / coco.REFERENCES,
+        {
+            split: {"image_ids": source.image_ids, "captions": source.captions}
+            for split, source in sources.items()
+        },
+    )
+    for split, source in sources.items():
+        files.write_text(directory / coco.urls_file(split), "".join(f"{url}\n" for url in source.urls))
     return prepared
 
 
@@ -123,29 +129,12 @@ def _check_options(
             raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
-@contextmanager
-def _new_directory(out: Path) -> Iterator[Path]:
-    """A directory to fill that becomes ``out`` when the block ends well and vanishes otherwise."""
-    files.check_new_directory(out)
-    out = out.resolve()
-    existing = next(parent for parent in out.parents if parent.is_dir())
-    beside = existing / f".{out.name}.{uuid.uuid4().hex[:8]}"
-    beside.mkdir()
-    try:
-        yield beside
-        out.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(beside, out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-
-
 # ---------------------------------------------------------------------------------------------------
 # Reading
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """One split's inputs; the images are in the order of the caption file."""
 
     image_ids: list[int]
@@ -157,7 +146,7 @@ class _Source:
     width: int  # D of the features
 
     @classmethod
-    def read(cls, captions_path: Path, features_path: Path, allow_unmatched: bool) -> "_Source":
+    def read(cls, captions_path: Path, features_path: Path, allow_unmatched: bool = False) -> "Source":
         urls, annotations = _read_captions(captions_path)
         with _open_features(features_path) as (ids, features):
             featured, width = ids.tolist(), features.shape[1]
@@ -294,8 +283,11 @@ def _some(image_ids: set[int] | list[int]) -> str:
 # Making
 
 
-def _vocabulary(
-    train: _Source, min_count: int | None, vocab_size: int | None, vocab: StrPath | None
+def vocabulary(
+    train: Source,
+    min_count: int | None = None,
+    vocab_size: int | None = None,
+    vocab: StrPath | None = None,
 ) -> list[str]:
     """``idx_to_word``; the most frequent word first, equally frequent ones in the order of the alphabet."""
     if vocab is not None:
@@ -317,7 +309,7 @@ def encode(caption: list[str], word_to_idx: dict[str, int]) -> Array:
 
 
 def _write_captions(
-    path: Path, sources: dict[str, _Source], word_to_idx: dict[str, int]
+    path: Path, sources: dict[str, Source], word_to_idx: dict[str, int]
 ) -> dict[str, Prepared]:
     import h5py
 
@@ -341,7 +333,7 @@ def _write_captions(
     return prepared
 
 
-def _fit(train: _Source, K: int, progress: bool) -> PCA:
+def _fit(train: Source, K: int, progress: bool) -> PCA:
     """Components of the training features, in slices of at least K images."""
     images, D = len(train.image_ids), train.width
     most = min(images, D)
@@ -368,7 +360,7 @@ def _at_least(n: int, slices: Iterator[Array]) -> Iterator[Array]:
         yield np.concatenate([ready, *waiting])
 
 
-def _write_features(path: Path, source: _Source, projection: PCA | None, progress: bool) -> None:
+def _write_features(path: Path, source: Source, projection: PCA | None, progress: bool) -> None:
     """The features in the order of the images, float32, contiguous on disk so that readers can map them.
 
     They come in another order, so HDF5 reserves their place and each row is written where it belongs.
@@ -380,6 +372,7 @@ def _write_features(path: Path, source: _Source, projection: PCA | None, progres
         with h5py.File(path, "w") as file:
             reserve = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            reserve.set_obj_track_times(False)  # one input, one file
             space = h5py.h5s.create_simple((len(source.image_ids), D))
             offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
     except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where a file cannot be closed
