@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 import fastrnn
-from fastrnn import backend, runs
+from fastrnn import backend, check, runs
 from fastrnn.data import make_shapes, prepare_data
 from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
 
@@ -240,6 +240,35 @@ def sample(
 def info() -> None:
     """Show what computes: versions, backend, threads, BLAS."""
     backend.show_config()
+
+
+@app.command("check")
+def check_kernels(
+    backend: Annotated[
+        Literal["cython", "numba", "numpy"] | None, typer.Option(help="Check this one only; by default all.")
+    ] = None,
+) -> None:
+    """Compare with published values, and gradients with central differences, on every backend, in float64."""
+    missed = 0
+    for name in [backend] if backend else fastrnn.available_backends():
+        with fastrnn.use_backend(name):
+            print(f"backend {name}\n")
+            print(f"{'':<27} {'published':>14} {'fastrnn':>14} {'error':>8} {'at most':>8}")
+            for value in check.values():
+                print(f"{value.name:<27} {value.published:>14.10f} {value.ours:>14.10f} {_verdict(value)}")
+                missed += not value.holds
+            print(f"\n{'gradient of':<27} {'with respect to':<29} {'error':>8} {'at most':>8}")
+            for gradient in check.gradients():
+                print(f"{gradient.name:<27} {gradient.of:<29} {_verdict(gradient)}")
+                missed += not gradient.holds
+            print()
+    print(f"{missed} checks missed" if missed else "every check holds")
+    if missed:
+        raise typer.Exit(1)
+
+
+def _verdict(compared: check.Value | check.Gradient) -> str:
+    return f"{compared.error:>8.1e} {compared.bound:>8.0e} {'ok' if compared.holds else 'MISSED'}"
 
 
 @data_app.command()
