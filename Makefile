@@ -3,7 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test lint clean
+RUN := runs/shapes-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: train test lint clean
+
+train: $(VENV)/installed data/shapes
+	$(BIN)/fastrnn train --data data/shapes --out $(RUN) \
+		--hidden 256 --wordvec 64 --epochs 12 --lr 2e-3 --lr-decay 0.9
+	$(BIN)/fastrnn evaluate $(RUN)
+	$(BIN)/fastrnn sample $(RUN)
+	@echo "look at $(RUN)/captions.png and $(RUN)/loss.png"
+
+data/shapes: | $(VENV)/installed
+	$(BIN)/fastrnn data shapes $@
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

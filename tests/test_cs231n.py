@@ -1,9 +1,15 @@
 """``import cs231n...`` resolves to fastrnn, in fresh processes, with and without a real folder."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import fastrnn
+from fastrnn.data import make_shapes
 
 EVERY_IMPORT = """
 from cs231n.rnn_layers import *
@@ -44,6 +50,8 @@ def real_folder(tmp_path):
         "rnn_layers.py": "__all__ = ['mine']\ndef mine(): return 'real'\ndef rnn_forward(): pass\n",
         "optim.py": "from no_such_module import xrange\n",
         "data_utils.py": "def get_CIFAR10_data(): return 'real'\n",
+        "coco_utils.py": "def load_coco_data(*args, **kwargs): raise NotImplementedError\n",
+        "captioning_solver.py": "from cs231n import optim\nclass CaptioningSolver: pass\n",
     }.items():
         (folder / name).write_text(text)
     return tmp_path
@@ -102,3 +110,60 @@ def test_scripts_that_are_not_there(tmp_path):
         assert (result.returncode, result.stdout) == (2, "")
         (line,) = result.stderr.splitlines()
         assert message in line
+
+
+# ---------------------------------------------------------------------------------------------------
+# The whole journey of the exercises, in examples/exercises.py
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("journey") / "data"
+    make_shapes(directory, train=60, val=10)
+    return directory
+
+
+@pytest.mark.parametrize("where", ["bare", "real"])
+def test_the_journey_of_the_exercises(tmp_path, data, request, where):
+    if where == "real":
+        request.getfixturevalue("real_folder")
+    script = Path(__file__).parents[1] / "examples" / "exercises.py"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-m", "fastrnn.cs231n", str(script), str(data), str(tmp_path / "out")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert ("cs231n.optim: only fastrnn's names are there" in result.stderr) == (where == "real")
+    out = result.stdout
+    errors = dict(re.findall(r"^(\w+, d\w+) error: (.*)$", out, re.MULTILINE))
+    assert len(errors) == 29
+    assert max(map(float, errors.values())) < 1e-5, errors
+    assert "CaptioningRNN, rnn: loss 9.83235591003\n" in out
+    assert "CaptioningRNN, lstm: loss 9.82445935443\n" in out
+    sparse = re.findall(r"^(\w+): numerical: .*relative error: (.*)$", out, re.MULTILINE)
+    assert len(sparse) == 8
+    assert max(float(error) for _, error in sparse) < 1e-4, sparse
+    for rule, largest in (("sgd", 0.1), ("sgd_momentum", 0.1), ("rmsprop", 0.1), ("adam", 0.2)):
+        assert float(re.search(rf"^{rule}: (.*)$", out, re.MULTILINE)[1]) < largest
+    for cell_type in ("rnn", "lstm"):
+        assert float(re.search(rf"^{cell_type}: final loss (.*)$", out, re.MULTILINE)[1]) < 2
+    assert float(re.search(r"^BLEU of train: (.*)$", out, re.MULTILINE)[1]) > 0.8
+    assert 0 < float(re.search(r"^BLEU of val: (.*)$", out, re.MULTILINE)[1]) < 1
+    assert "no picture" not in out
+    for name in ("minibatch", "loss", "train", "val"):
+        assert fastrnn.load_image(tmp_path / "out" / f"{name}.png").std() > 1
+
+
+def test_the_data_beside_a_real_folder(real_folder, data, tmp_path_factory):
+    """Found from any working directory, as the published loader finds it."""
+    place = real_folder / "cs231n" / "datasets"
+    place.mkdir()
+    (place / "coco_captioning").symlink_to(data)
+    code = "import fastrnn; fastrnn.install_as_cs231n()\nfrom cs231n.coco_utils import load_coco_data\n"
+    code += "print(len(load_coco_data()['train_captions']))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path_factory.mktemp("elsewhere"),
+        env=os.environ | {"PYTHONPATH": str(real_folder)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stdout == f"base dir  {place / 'coco_captioning'}\n300\n", result.stderr

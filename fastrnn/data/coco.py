@@ -16,6 +16,7 @@ feature in memory, draws with replacement from NumPy's global generator. :func:`
 real work: features stay on disk, epochs are true epochs, and the generator is yours.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,15 +60,18 @@ def load_coco_data(
 ) -> dict[str, Any]:
     """Read a whole data directory into memory.
 
-    ``max_train`` keeps that many training captions, drawn with replacement by ``numpy.random.randint``.
+    ``base_dir`` is by default ``cs231n/datasets/coco_captioning``, in the working directory or else beside
+    an imported ``cs231n``. ``max_train`` keeps that many training captions, drawn with replacement by
+    ``numpy.random.randint``.
+
     Returns a dictionary of ``train_captions`` (n,17), ``train_image_idxs`` (n,), ``train_features``
     (images,D), ``train_urls`` (images,), the same for val, ``idx_to_word`` (list) and ``word_to_idx`` (dict).
     URLs that name a picture in the data directory are given as its path.
 
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for one that is not what it should be.
     """
-    print("base dir ", base_dir)
-    directory = Path(base_dir)
+    directory = _real_base_dir() if base_dir == BASE_DIR else Path(base_dir)
+    print("base dir ", directory)
     data: dict[str, Any] = {}
     with open_h5(directory / CAPTIONS) as captions:
         for name in captions:
@@ -84,6 +88,15 @@ def load_coco_data(
         data["train_captions"] = data["train_captions"][kept]
         data["train_image_idxs"] = data["train_image_idxs"][kept]
     return data
+
+
+def _real_base_dir() -> Path:
+    """The published place of the data: in the working directory, or in the folder of an imported cs231n."""
+    places = [Path(BASE_DIR)]
+    places += [
+        Path(path) / "datasets/coco_captioning" for path in getattr(sys.modules.get("cs231n"), "__path__", ())
+    ]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def sample_coco_minibatch(
