@@ -27,8 +27,9 @@ lint: $(VENV)/installed
 	$(BIN)/mypy kernels
 
 $(VENV)/installed: pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[all,test,lint]'
+	@echo "installing fastrnn and what it needs into $(VENV), which takes a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --editable '.[all,test,lint]'
 	touch $@
 
 clean:
