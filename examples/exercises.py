@@ -4,9 +4,8 @@
 #     fastrnn data shapes data/shapes
 #     python -m fastrnn.cs231n examples/exercises.py data/shapes runs/exercises
 #
-# The second argument is a directory for the pictures. Only names of `cs231n` are imported, so that
-# `python examples/exercises.py ...` runs the same on a cs231n folder of your own. In a notebook, put this
-# before its imports: `import fastrnn; fastrnn.install_as_cs231n()`.
+# The second argument is a directory for the pictures. Only names of `cs231n` are imported. In a notebook, put
+# this before its imports: `import fastrnn; fastrnn.install_as_cs231n()`.
 
 # %%
 import sys

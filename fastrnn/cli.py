@@ -3,7 +3,8 @@
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make and inspect data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+_IN_GRID = 48  # pictures that fastrnn sample draws at most
 _DEFAULTS = runs.Settings(data="")
 
 Backend = Annotated[
@@ -143,14 +145,16 @@ def train(
     )
     run = out or Path("runs") / f"{data.resolve().name}-{cell}-{time.strftime('%Y%m%d-%H%M%S')}"
     best = runs.train(settings, run)
-    _unless_missing(lambda: runs.draw_losses(run), runs.LOSS_PICTURE)
+    with _pictures_may_lack(runs.LOSS_PICTURE):
+        runs.draw_losses(run)
     print(f"best val loss {best:.3f} per caption; the run is in {run}: fastrnn evaluate {run}")
 
 
-def _unless_missing(draw: Callable[[], object], name: str) -> None:
-    """Draw a picture; say why there is none where a library is missing."""
+@contextmanager
+def _pictures_may_lack(name: str) -> Iterator[None]:
+    """Where a library to draw with is missing, say so and go on."""
     try:
-        draw()
+        yield
     except ImportError as error:
         print(f"fastrnn: no {name}: {error}", file=sys.stderr)
 
@@ -197,7 +201,9 @@ def sample(
         ),
     ] = None,
     split: Annotated[Literal["train", "val"], typer.Option(help="Where to choose images from.")] = "val",
-    count: Annotated[int, typer.Option(min=1, help="How many images, where none are named.")] = 12,
+    count: Annotated[
+        int, typer.Option(min=1, help=f"How many images, where none are named; {_IN_GRID} are drawn at most.")
+    ] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice; another one, other images.")] = 0,
     data: Annotated[
         Path | None, typer.Option(help="Data directory; by default the one that the run was trained on.")
@@ -212,28 +218,22 @@ def sample(
     _compute_with(backend, threads)
     if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such directory")
+    if out is not None and out.is_dir():
+        raise IsADirectoryError(f"{out}: is a directory, expected the name of a PNG file")
     samples = runs.sample(run, images or (), split=split, count=count, seed=seed, data=data)
     for image, _, caption, true_caption in samples:
         print(f"{image}: {caption}")
         if true_caption:
             print(f"    true: {true_caption}")
     path = out or run / runs.CAPTIONS_PICTURE
-    shown = samples[:48]
-
-    def draw() -> None:
+    shown = samples[:_IN_GRID]
+    with _pictures_may_lack(runs.CAPTIONS_PICTURE) if out is None else nullcontext():
         missing = runs.draw_captions(path, f"Captions by {run.resolve().name}", shown)
         if missing:
             print(
                 f"{missing} of {len(shown)} pictures could not be reached or read; they are grey in the grid"
             )
-        print(
-            f"the first {len(shown)} are drawn in {path}" if len(shown) < len(samples) else f"drawn in {path}"
-        )
-
-    if out is None:
-        _unless_missing(draw, runs.CAPTIONS_PICTURE)
-    else:
-        draw()
+        print(f"{'drawn' if shown == samples else f'the first {len(shown)} are drawn'} in {path}")
 
 
 @app.command()

@@ -6,7 +6,9 @@ Pillow and matplotlib (extra ``plot``) are imported where they are used.
 import io
 import math
 import textwrap
+import time
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from fastrnn.files import StrPath
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of the RGB channels, from 0 to 1
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 MAX_BYTES = 32 << 20  # the largest file that image_from_url downloads
+MAX_PIXELS = 50_000_000
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -28,10 +31,11 @@ MAX_BYTES = 32 << 20  # the largest file that image_from_url downloads
 
 
 def image_from_url(url: str, timeout: float = 10.0, placeholder: bool = False) -> Array | None:
-    """Fetch a picture: (height,width,3) uint8. ``url`` may be the path of a file too.
+    """Fetch a picture: (height,width,3) uint8. ``url`` begins with http, or is the path of a file.
 
-    Gives up after ``timeout`` seconds without an answer and on files over 32 MiB. Then, and where what came
-    is no picture, says so in a printed line and returns None, or :func:`placeholder_image` if asked to.
+    Gives up after ``timeout`` seconds and on files over 32 MiB. Then, and where what came is no picture, says
+    so in a printed line and returns None, or :func:`placeholder_image` if asked to. Raises ``ImportError``
+    without Pillow.
     """
     try:
         return fetch_image(url, timeout)
@@ -42,19 +46,27 @@ def image_from_url(url: str, timeout: float = 10.0, placeholder: bool = False) -
 
 def fetch_image(url: str, timeout: float = 10.0) -> Array:
     """What :func:`image_from_url` returns, but raises ``OSError`` where that says there is no picture."""
-    Image = _pillow()
+    if not url.startswith(("http://", "https://")):
+        return load_image(url)
     try:
-        if Path(url).is_file():
-            return load_image(url)
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            content = answer.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
-        with Image.open(io.BytesIO(content)) as picture:
-            rgb: Array = np.array(picture.convert("RGB"))
-            return rgb
+        return _rgb(io.BytesIO(_download(url, timeout)))
+    except ImportError:
+        raise
     except Exception as error:  # servers and damaged pictures raise whatever they like
         raise OSError(error) from error
+
+
+def _download(url: str, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
+    content = bytearray()
+    with urllib.request.urlopen(url, timeout=timeout) as answer:
+        while part := answer.read1(1 << 16):
+            content += part
+            if len(content) > MAX_BYTES:
+                raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
+            if time.monotonic() > deadline:
+                raise OSError(f"timed out after {timeout} seconds")
+    return bytes(content)
 
 
 def placeholder_image() -> Array:
@@ -65,25 +77,51 @@ def placeholder_image() -> Array:
 def load_image(filename: StrPath, size: int | None = None) -> Array:
     """Read a picture as (height,width,3) uint8, its shorter side resized to ``size`` pixels if given.
 
-    Raises ``FileNotFoundError``, or ``OSError`` naming the file if it is no whole picture.
+    What is transparent becomes white. Raises ``FileNotFoundError``, ``OSError`` naming the file if it is no
+    whole picture or has over 50 million pixels, ``ImportError`` without Pillow.
     """
-    Image = _pillow()
+    if not Path(filename).is_file():
+        raise FileNotFoundError(f"{filename}: no such file")
     try:
-        with Image.open(filename) as picture:
-            rgb = picture.convert("RGB")
-    except FileNotFoundError:
+        return _rgb(filename, size)
+    except ImportError:
         raise
     except Exception as error:  # damaged pictures raise whatever they like
         raise OSError(f"{filename}: not a readable picture: {error}") from error
+
+
+def _rgb(file: Any, size: int | None = None) -> Array:
+    Image = _pillow()
+    with Image.open(file) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"larger than {MAX_PIXELS:,} pixels")
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        rgb = picture.convert("RGB")
     if size is not None:
         scale = size / min(rgb.size)
         rgb = rgb.resize((max(round(rgb.width * scale), 1), max(round(rgb.height * scale), 1)))
-    resized: Array = np.array(rgb)
-    return resized
+    array: Array = np.array(rgb)
+    return array
+
+
+def square_image(filename: StrPath, side: int) -> Array:
+    """Read the middle of a picture, scaled to (side,side,3) uint8. Raises as :func:`load_image`."""
+    picture = load_image(filename)
+    height, width = picture.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    middle = _pillow().fromarray(picture[top : top + edge, left : left + edge])
+    scaled: Array = np.array(middle.resize((side, side)))
+    return scaled
 
 
 def save_image(filename: StrPath, picture: Array) -> None:
-    """Write a picture (height,width,3) uint8, in the format that the name's ending tells."""
+    """Write a picture (height,width,3) uint8, in the format that the name's ending tells.
+
+    Raises ``ImportError`` without Pillow.
+    """
     _pillow().fromarray(picture).save(filename)
 
 
@@ -116,8 +154,11 @@ def plot_losses(
 ) -> None:
     """Draw the loss of each iteration, smoothed and raw, and the val loss after some, as a PNG file.
 
-    ``epochs`` holds (iteration, val loss). Raises ``ImportError`` without matplotlib.
+    ``epochs`` holds (iteration, val loss). Raises ``ValueError`` without any loss, ``ImportError`` without
+    matplotlib.
     """
+    if not losses or not epochs:
+        raise ValueError("losses: expected those of one epoch or more, got none")
     figure = _figure(8, 4.5)
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -160,8 +201,10 @@ def plot_captions(
 ) -> None:
     """Draw pictures (height,width,3) in a grid, below each its caption and a true one, as a PNG file.
 
-    Raises ``ImportError`` without matplotlib.
+    Raises ``ValueError`` without any picture, ``ImportError`` without matplotlib.
     """
+    if not pictures:
+        raise ValueError("pictures: expected one or more, got none")
     columns = min(len(pictures), 4)
     rows = math.ceil(len(pictures) / columns)
     texts = [
@@ -216,7 +259,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: StrPath) -> None:
-    with files.replacing(path) as beside:
+    with files.replacing(path) as beside, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of characters that the font does not have
         figure.savefig(beside, format="png", facecolor="white")
 
 

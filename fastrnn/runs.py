@@ -7,6 +7,7 @@ loss), ``last.safetensors`` and ``loss.png``; after an evaluation ``evaluation-S
 """
 
 import json
+import os
 import time
 import tomllib
 from collections.abc import Sequence
@@ -190,12 +191,7 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     run = Path(run)
     model, opened = _open(run, data)
     of_split, references = opened.split(split), opened.references(split)
-    outputs = []
-    with tqdm(total=len(of_split.features), unit="image", desc="captions") as bar:
-        for start in range(0, len(of_split.features), BATCH):
-            features = of_split.features[start : start + BATCH]
-            outputs += _captions(model, features, opened.idx_to_word)
-            bar.update(len(features))
+    outputs = _captions(model, of_split.features, opened.idx_to_word, progress=True)
     bleu = corpus_bleu(outputs, [[words(text) for text in of_image] for of_image in references])
     result = {
         "protocol": f"{BLEU_PROTOCOL}; greedy decoding",
@@ -216,14 +212,14 @@ class Sample(NamedTuple):
     """What a model says of an image."""
 
     image: str  # its name in the data set, or the path that was given
-    source: str  # the path or URL of the picture
+    source: str  # the path or URL of the picture, empty where there is none
     caption: str
     true_caption: str  # empty for a picture of the user's own
 
 
 def sample(
     run: StrPath,
-    images: Sequence[str] = (),
+    images: Sequence[int | str] = (),
     *,
     split: str = "val",
     count: int = 12,
@@ -236,16 +232,19 @@ def sample(
     may be picture files too. Without any, ``count`` images of the split are drawn by ``seed``. ``data`` is
     the data directory, by default the one that the run was trained on.
 
-    Raises ``ValueError`` for an image that is none of these, ``OSError`` for a file that is no picture, and
-    what :func:`evaluate` raises.
+    Raises ``ValueError`` for an image that is none of these, a count below 1 or a negative seed, ``OSError``
+    for a file that is no picture, ``ImportError`` where such a file needs Pillow and it is missing, and what
+    :func:`evaluate` raises but for references.
     """
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
     model, opened = _open(Path(run), data)
     of_split = opened.split(split)
     if images:
         chosen = [_find(image, opened, of_split) for image in images]
     else:
-        drawn = np.random.default_rng(seed).permutation(len(of_split.features))[:count]
-        chosen = np.sort(drawn).tolist()
+        chosen = sorted(np.random.default_rng(seed).permutation(len(of_split.features))[:count].tolist())
     numbers = [image for image in chosen if isinstance(image, int)]
     of_numbers = dict(zip(numbers, opened.true_captions(split, numbers), strict=True))
     features = [
@@ -256,41 +255,49 @@ def sample(
     for image, caption in zip(chosen, _captions(model, np.stack(features), opened.idx_to_word), strict=True):
         if isinstance(image, int):
             name = of_split.urls[image]
-            source, true_caption = locate(opened.directory, name), of_numbers[image]
+            source = locate(opened.directory, name)
+            if source == name and "://" not in name:
+                source = ""  # a file that is not in the data directory: one of this name elsewhere is another
+            true_caption = of_numbers[image]
         else:
             name, source, true_caption = image, image, ""
-        samples.append(Sample(name, source, " ".join(caption), true_caption))
+        samples.append(Sample(name or str(image), source, " ".join(caption), true_caption))
     return samples
 
 
-def _find(image: str, data: CaptionData, split: Split) -> int | str:
+def _find(image: int | str, data: CaptionData, split: Split) -> int | str:
     """The number of an image in a split, or the path of a picture whose features can be computed."""
-    if image.isdecimal() and int(image) < len(split.features):
-        return int(image)
-    if image in split.urls:
-        return split.urls.index(image)
-    if Path(image).is_file():
-        if (data.directory / shapes.SCENES).exists():
-            return image
+    given = str(image)
+    if given in split.urls:
+        return split.urls.index(given)
+    if given.isdecimal() and len(given) < 10 and int(given) < len(split.features):
+        return int(given)
+    if os.path.isfile(given):
+        if (data.directory / shapes.SCENES).exists() and data.input_dim == shapes.WIDTH:
+            return given
         raise ValueError(
-            f"images: {image} is a new picture: features of it can be had for the embedded data set only; "
+            f"images: {given} is a new picture: features of it can be had for the embedded data set only; "
             f"{data.directory} is another"
         )
     raise ValueError(
         f"images: expected a number below {len(split.features)}, a name in the {split.name} split such as "
-        f"{split.urls[0]!r}, or a picture file, got {image!r}"
+        f"{split.urls[0]!r}, or a picture file, got {given!r}"
     )
 
 
 def draw_losses(run: StrPath) -> Path:
     """Draw the losses in a run's metrics as ``loss.png`` and return its path.
 
-    Raises ``FileNotFoundError`` without metrics, ``ImportError`` without matplotlib (extra ``plot``).
+    Raises ``FileNotFoundError`` without metrics, ``ValueError`` for damaged or empty ones, ``ImportError``
+    without matplotlib (extra ``plot``).
     """
     run = Path(run)
-    records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
-    losses = [record["loss"] for record in records if "loss" in record]
-    epochs = [(record["iteration"], record["val_loss"]) for record in records if "epoch" in record]
+    try:
+        records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+        losses = [record["loss"] for record in records if "loss" in record]
+        epochs = [(record["iteration"], record["val_loss"]) for record in records if "epoch" in record]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run / METRICS}: not the metrics of a run: {error!r}") from error
     plot_losses(run / LOSS_PICTURE, run.resolve().name, losses, epochs)
     return run / LOSS_PICTURE
 
@@ -298,16 +305,15 @@ def draw_losses(run: StrPath) -> Path:
 def draw_captions(path: StrPath, title: str, samples: Sequence[Sample]) -> int:
     """Draw the samples' pictures with their captions in a grid, a PNG file.
 
-    Pictures that cannot be reached or read within ten seconds become grey; returns how many these are.
-    Raises ``ImportError`` without matplotlib and Pillow (extra ``plot``).
+    Pictures that cannot be reached within ten seconds, or read, become grey; returns how many these are.
+    Raises ``ValueError`` without any sample, ``ImportError`` without matplotlib and Pillow (extra ``plot``).
     """
     with ThreadPoolExecutor(8) as pool:
         pictures = list(pool.map(_picture, [sample.source for sample in samples]))
-    shown = [placeholder_image() if picture is None else picture for picture in pictures]
     plot_captions(
         path,
         title,
-        shown,
+        [placeholder_image() if picture is None else picture for picture in pictures],
         [sample.caption for sample in samples],
         [sample.true_caption for sample in samples],
     )
@@ -315,10 +321,13 @@ def draw_captions(path: StrPath, title: str, samples: Sequence[Sample]) -> int:
 
 
 def _picture(source: str) -> Array | None:
+    """A picture at a URL or in a file, with few enough pixels to keep many; None where there is none."""
     try:
-        return fetch_image(source)
+        picture = fetch_image(source)
     except OSError:
         return None
+    every = -(-max(picture.shape[:2]) // 600)
+    return picture[::every, ::every]
 
 
 def _figures(bleu: Bleu) -> dict[str, float]:
@@ -374,11 +383,16 @@ def _same(a: PCA | None, b: PCA | None) -> bool:
     return a.components.shape == b.components.shape and np.allclose(a.components, b.components, atol=1e-4)
 
 
-def _captions(model: CaptioningRNN, features: Array, idx_to_word: list[str]) -> list[list[str]]:
+def _captions(
+    model: CaptioningRNN, features: Array, idx_to_word: list[str], progress: bool = False
+) -> list[list[str]]:
     """The words of a caption for every image, without START, END and NULL."""
     captions = []
-    for tokens in model.sample(features).tolist():
-        caption = [idx_to_word[token] for token in tokens]
-        ended = caption[: caption.index("<END>")] if "<END>" in caption else caption
-        captions.append([word for word in ended if word not in ("<NULL>", "<START>")])
+    with tqdm(total=len(features), unit="image", desc="captions", disable=not progress) as bar:
+        for start in range(0, len(features), BATCH):
+            for tokens in model.sample(features[start : start + BATCH]).tolist():
+                caption = [idx_to_word[token] for token in tokens]
+                ended = caption[: caption.index("<END>")] if "<END>" in caption else caption
+                captions.append([word for word in ended if word not in ("<NULL>", "<START>")])
+                bar.update()
     return captions

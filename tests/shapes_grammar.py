@@ -27,7 +27,7 @@ FORMS = [
     rf"there is {A} {RELATION} {A} and {A}",
     rf"the picture shows {A} {RELATION} {A}",
     rf"{ONE} and {ONE}",
-    rf"{ONE} (?:and )?{ONE} and {ONE}",
+    rf"{ONE} and {ONE} and {ONE}",
     rf"(both) {A} and {A}",
     rf"(three) shapes {A} {A} and {A}",
 ]

@@ -14,6 +14,7 @@ from PIL import Image
 import fastrnn
 from fastrnn import backend, cli, runs
 from fastrnn.data.prepare import words
+from fastrnn.images import placeholder_image
 from tests.datasets import edit_json, write_coco, write_h5
 
 
@@ -278,9 +279,22 @@ def test_the_embedded_data_set(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.png").write_bytes(b"no picture")
     assert "mine.png: not a readable picture" in refused(["sample", "run", "mine.png"], capsys)
     (tmp_path / "data" / "pictures" / "val_00003.png").write_bytes(b"no picture")
-    assert cli.main(["sample", "run", "3"]) == 0
-    assert "1 of 1 pictures could not be reached or read; they are grey" in capsys.readouterr().out
-    assert cli.main(["data", "shapes", "data"]) == 2
+    drawn = []
+    monkeypatch.setattr(runs, "plot_captions", lambda path, title, *columns: drawn.append(columns))
+    assert cli.main(["sample", "run", "3", "8", "mine-not.png"]) == 2
+    assert cli.main(["sample", "run", "3", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 pictures could not be reached or read; they are grey" in out
+    ((pictures, captions, true_captions),) = drawn
+    np.testing.assert_array_equal(pictures[0], placeholder_image())
+    np.testing.assert_array_equal(pictures[1], fastrnn.load_image("data/pictures/val_00008.png"))
+    assert f"pictures/val_00008.png: {captions[1]}\n    true: {true_captions[1]}\n" in out
+    monkeypatch.setattr(cli, "_IN_GRID", 4)
+    assert cli.main(["sample", "run", "--count", "7"]) == 0
+    assert "the first 4 are drawn in run/captions.png" in capsys.readouterr().out
+    assert len(drawn[1][0]) == 4
+    assert "data: exists already" in refused(["data", "shapes", "data"], capsys)
+    assert "run: is a directory" in refused(["sample", "run", "--out", "run"], capsys)
 
 
 def test_info_and_help(capsys):
@@ -418,11 +432,35 @@ def test_images_that_are_not_there(data, tmp_path, capsys):
     for image, message in (
         ("20", "images: expected a number below 20, a name in the val split such as '"),
         ("-1", "No such option"),
+        ("9" * 5000, "images: expected a number below 20"),
         ("nothing.png", "or a picture file, got 'nothing.png'"),
         (tmp_path / "mine.png", "mine.png is a new picture: features of it can be had for the embedded data"),
     ):
         assert message in refused(["sample", run, image], capsys)
     assert not (run / "captions.png").exists()
+    for name, value in (("count", 0), ("seed", -1)):
+        with pytest.raises(
+            ValueError,
+            match=f"{name}: expected at least {value or 1}, got {value}".replace("least -1", "least 0"),
+        ):
+            runs.sample(run, **{name: value})
+    assert runs.sample(run, [3])[0].image == fastrnn.open_data(data).val.urls[3]
+
+
+def test_pictures_outside_the_data_directory_are_not_drawn(data, tmp_path, monkeypatch):
+    """Nor are others of the same name in the working directory."""
+    assert train(data, tmp_path / "run", "--epochs", "1") == 0
+    Image.new("RGB", (5, 5), "red").save(tmp_path / "x.png")
+    monkeypatch.chdir(tmp_path)
+    urls = (data / "val2014_urls.txt").read_text().splitlines()
+    urls[:4] = "x.png", "../x.png", str(tmp_path / "x.png"), "file://" + str(tmp_path / "x.png")
+    (data / "val2014_urls.txt").write_text("\n".join(urls))
+    samples = runs.sample(tmp_path / "run", range(4))
+    assert [sample.image for sample in samples] == urls[:4]
+    assert [runs._picture(sample.source) for sample in samples] == [None] * 4
+    Image.new("RGB", (1900, 700), "red").save(data / "x.png")
+    (sample,) = runs.sample(tmp_path / "run", [0])
+    assert runs._picture(sample.source).shape == (175, 475, 3)
 
 
 def test_broken_runs(data, tmp_path, capsys):

@@ -128,10 +128,10 @@ def test_the_journey_of_the_exercises(tmp_path, data, request, where):
     if where == "real":
         request.getfixturevalue("real_folder")
     script = Path(__file__).parents[1] / "examples" / "exercises.py"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     result = subprocess.run(
         [sys.executable, "-m", "fastrnn.cs231n", str(script), str(data), str(tmp_path / "out")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert ("cs231n.optim: only fastrnn's names are there" in result.stderr) == (where == "real")

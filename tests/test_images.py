@@ -1,5 +1,6 @@
 """Reading pictures, from files and from a server on this machine."""
 
+import contextlib
 import io
 import socket
 import threading
@@ -26,6 +27,14 @@ def png(width=6, height=4):
 def server():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/drip":
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(100):
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
+                return
             if self.path == "/missing":
                 self.send_error(404)
                 return
@@ -79,6 +88,21 @@ def test_a_server_that_says_nothing(capsys):
     assert "timed out" in capsys.readouterr().out
 
 
+def test_a_server_that_drips(server, capsys):
+    """The time is that of the whole download."""
+    started = time.monotonic()
+    assert fastrnn.image_from_url(f"{server}/drip", timeout=0.5) is None
+    assert time.monotonic() - started < 3
+    assert "timed out after 0.5 seconds" in capsys.readouterr().out
+
+
+def test_other_schemes_are_not_followed(tmp_path, capsys):
+    (tmp_path / "picture.png").write_bytes(png()[0])
+    assert fastrnn.image_from_url((tmp_path / "picture.png").as_uri()) is None
+    assert fastrnn.image_from_url("data:image/png;base64," + "A" * 5000) is None
+    assert capsys.readouterr().out.count("no picture") == 2
+
+
 def test_the_path_of_a_file_is_a_url_too(tmp_path):
     (tmp_path / "picture.png").write_bytes(png()[0])
     np.testing.assert_array_equal(fastrnn.image_from_url(str(tmp_path / "picture.png")), png()[1])
@@ -101,9 +125,29 @@ def test_load_image(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"picture.png: not a readable picture"):
         fastrnn.load_image(path)
     path.write_bytes(content)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 800 are over twice as many
-    with pytest.raises(OSError, match=r"picture.png: not a readable picture.*decompression bomb"):
+    monkeypatch.setattr(images, "MAX_PIXELS", 799)
+    with pytest.raises(OSError, match=r"picture.png: not a readable picture: larger than 799 pixels"):
         fastrnn.load_image(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_transparent_is_white(tmp_path):
+    picture = Image.new("RGBA", (3, 2), (255, 0, 0, 0))
+    picture.putpixel((1, 1), (0, 0, 255, 255))
+    picture.save(tmp_path / "picture.png")
+    rgb = fastrnn.load_image(tmp_path / "picture.png")
+    assert rgb[1, 1].tolist() == [0, 0, 255]
+    assert (rgb[0] == 255).all()
+
+
+def test_square_image(tmp_path):
+    """The middle, scaled."""
+    wide = np.zeros((10, 40, 3), np.uint8)
+    wide[:, 15:25] = 200
+    Image.fromarray(wide).save(tmp_path / "picture.png")
+    assert (images.square_image(tmp_path / "picture.png", 30) == np.full((30, 30, 3), 200)).all()
+    Image.new("RGB", (1, 3000), "white").save(tmp_path / "picture.png")
+    assert (images.square_image(tmp_path / "picture.png", 30) == 255).all()
 
 
 def test_preprocessing_is_undone(rng):
@@ -144,7 +188,7 @@ LONG = "a man in a very long red coat is standing on the shore of a lake and loo
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 12])
 @pytest.mark.parametrize("caption", ["a dog", LONG])
 def test_nothing_in_the_grid_overlaps_or_is_cut_off(monkeypatch, count, caption):
-    pictures = [np.zeros((40, 60 if i % 2 else 30, 3), np.uint8) for i in range(count)]
+    pictures = [np.full((40, 60 if i % 2 else 30, 3), i, np.uint8) for i in range(count)]
     captions = [caption, "", *["a $cat$ on a mat"] * 10][:count]
     true_captions = [LONG if i % 3 else "" for i in range(count)]
     figure = drawn(
@@ -155,7 +199,14 @@ def test_nothing_in_the_grid_overlaps_or_is_cut_off(monkeypatch, count, caption)
         captions,
         true_captions,
     )
-    assert len(figure.axes) == count
+    for axes, picture in zip(figure.axes, pictures, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), picture)
+    texts = [" ".join(text.get_text().split()) for text in figure.texts]
+    assert texts[0].replace("- ", "-") == "Captions by shapes-lstm-20260101-000000"
+    for i, text in enumerate(texts[1::2]):
+        assert (captions[i] or "(no words)").startswith(text.removesuffix(" ..."))
+    for i, text in enumerate(texts[2::2]):
+        assert f"true: {true_captions[i]}".startswith(text.removesuffix(" ..."))
     every = boxes(figure)
     assert len(every) == count + count + sum(map(bool, true_captions)) + 1
     for i, box in enumerate(every):
@@ -188,3 +239,7 @@ def test_a_drawing_is_a_png_file(tmp_path):
     assert fastrnn.load_image(tmp_path / "loss.png").shape == (540, 960, 3)
     with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
         plot_losses(tmp_path / "nowhere" / "loss.png", "a run", [3.0, 2.0], [(2, 2.5)])
+    with pytest.raises(ValueError, match="losses: expected those of one epoch"):
+        plot_losses(tmp_path / "none.png", "a run", [], [])
+    with pytest.raises(ValueError, match="pictures: expected one or more"):
+        plot_captions(tmp_path / "none.png", "a run", [], [], [])

@@ -1,5 +1,7 @@
 """The published inputs, outputs and gradient checks of the exercises: ``fastrnn check`` on every backend."""
 
+import inspect
+import itertools
 import json
 import re
 
@@ -17,7 +19,8 @@ def _every_backend(kernels):
 
 def test_values():
     compared = list(check.values())
-    assert {value.name for value in compared} == check.PUBLISHED.keys()
+    assert len(compared) == len(check.PUBLISHED) + 3  # decoding's kernels beside the layers
+    assert check.PUBLISHED.keys() <= {value.name for value in compared}
     for value in compared:
         assert value.holds, value
 
@@ -65,7 +68,7 @@ def test_the_values_are_those_that_were_published(real_data):
     for value in check.values():
         if value.name.startswith("CaptioningRNN"):
             assert value.bound * value.published < loss["max_abs_error"]
-        else:
+        elif "decoding" not in value.name:
             assert value.bound == published[value.name.split(",")[0]]["max_rel_error"]
     published_bounds = {
         name.removesuffix("_backward"): of["max"]
@@ -86,7 +89,7 @@ def test_the_command(capsys):
     assert f"backend {name}\n" in out
     assert re.search(r"rnn_step_forward +0.9985435300 +0.99854353\d\d +\d\.\de-\d\d +1e-08 ok\n", out)
     assert re.search(r"CaptioningRNN, lstm +W_vocab +\d\.\de-\d\d +5e-06 ok\n", out)
-    assert out.count(" ok\n") == 56
+    assert out.count(" ok\n") == 59
     assert out.endswith("every check holds\n")
 
 
@@ -106,8 +109,15 @@ def test_a_wrong_gradient_is_told(capsys, monkeypatch):
     assert out.endswith(f"{backends} checks missed\n")
 
 
-@pytest.mark.parametrize("name", ["vocab_loss", "embedding_backward", "lstm_backward", "affine_forward"])
-def test_a_kernel_that_gives_nan_is_told(name, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, _ in inspect.getmembers(backend.Kernels, inspect.isfunction)
+        if name not in (*fastrnn.optim.__all__, "make_work") and not name.startswith("_")
+    ],
+)
+def test_a_kernel_that_gives_nan_is_told(name, monkeypatch):
     right = getattr(backend.kernels(), name)
 
     def poisoned(*arguments):
@@ -119,5 +129,5 @@ def test_a_kernel_that_gives_nan_is_told(name, capsys, monkeypatch):
         return result
 
     monkeypatch.setattr(backend.kernels(), name, poisoned)
-    assert cli.main(["check", "--backend", fastrnn.current_backend()]) == 1
-    assert "nan" in capsys.readouterr().out
+    every = itertools.chain(check.values(), check.gradients())
+    assert any(np.isnan(row.error) and not row.holds for row in every)

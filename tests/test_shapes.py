@@ -1,7 +1,7 @@
 """The embedded data set: its pictures, captions and features, and that nothing of val is in train."""
 
 import json
-from collections import Counter
+import re
 
 import numpy as np
 import pytest
@@ -46,16 +46,17 @@ def test_captions_are_true_and_different(made):
     """Every caption, parsed by a grammar of the tests' own; and all forms of the grammar occur."""
     directory, _, scenes = made
     opened = fastrnn.open_data(directory)
-    forms = Counter()
+    forms = set()
     for split in ("train", "val"):
         for scene, captions in zip(scenes[split], opened.references(split), strict=True):
             assert len(set(captions)) == 5
             for caption in captions:
                 assert shapes_grammar.is_true(caption, scene["objects"]), caption
-                forms[len(scene["objects"]), caption.split()[0]] += 1
+                (form,) = (form for form in shapes_grammar.FORMS if re.fullmatch(form, caption))
+                forms.add((len(scene["objects"]), form))
     assert len(opened.idx_to_word) == len(set(opened.idx_to_word)) == 34
-    assert {count for count, _ in forms} == {1, 2, 3}
-    assert {word for _, word in forms} == {"a", "an", "there", "one", "the", "only", "both", "three"}
+    assert {form for _, form in forms} == set(shapes_grammar.FORMS)
+    assert len(forms) == 15  # five for each number of objects
 
 
 def test_what_the_parser_calls_false():
@@ -155,22 +156,29 @@ def test_features_are_of_the_pixels(rng):
         for colour, x in (("red", 47.0), ("red", 49.0), ("blue", 47.0))
     )
     assert np.linalg.norm(one - moved) < 0.2 * np.linalg.norm(one - other)
-    with pytest.raises(ValueError, match=r"picture: expected shape \(96,96,3\), got \(96, 95, 3\)"):
+    with pytest.raises(ValueError, match=r"picture: expected shape \(96,96,3\) uint8, got \(96, 95, 3\)"):
         features(np.zeros((96, 95, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"got .* float64"):
+        features(np.zeros((96, 96, 3)))
 
 
 def test_one_seed_one_data_set(made, tmp_path):
     directory = made[0]
     make_shapes(tmp_path / "again", train=300, val=60, seed=3)
     make_shapes(tmp_path / "other", train=300, val=60, seed=4)
+    files = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+    assert len(files) == 368
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (directory / name).read_bytes(), name
     for name in ("scenes.json", "references.json", "pictures/train_00299.png", "val2014_vgg16_fc7_pca.h5"):
-        assert (tmp_path / "again" / name).read_bytes() == (directory / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (directory / name).read_bytes()
 
 
 def test_mistakes_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="val: expected at least 1 picture, got 0"):
         make_shapes(tmp_path / "data", train=5, val=0)
+    with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
+        make_shapes(tmp_path / "data", train=5, val=5, seed=-1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="full: exists already"):

@@ -16,6 +16,7 @@ feature in memory, draws with replacement from NumPy's global generator. :func:`
 real work: features stay on disk, epochs are true epochs, and the generator is yours.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,8 +127,10 @@ def decode_captions(captions: Array, idx_to_word: Sequence[str] | Mapping[int, s
 
 def locate(directory: Path, url: str) -> str:
     """The path of a picture that lies in the data directory, else its URL as it is."""
+    if "://" in url or os.path.isabs(url) or ".." in Path(url).parts:
+        return url
     inside = directory / url
-    return str(inside) if "://" not in url and inside.is_file() else url
+    return str(inside) if os.path.isfile(inside) else url
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -205,10 +208,13 @@ class CaptionData:
         return splits[name]
 
     def true_captions(self, name: str, images: Sequence[int]) -> list[str]:
-        """The first caption of each of the images (numbers) of a split, raw where that is known."""
+        """The first caption of each of the images (numbers) of a split, raw where that is known.
+
+        Raises what :meth:`references` raises but for a missing file.
+        """
         if (self.directory / REFERENCES).exists():
             references = self.references(name)
-            return [references[image][0] for image in images]
+            return [" ".join(references[image][0].split()) for image in images]
         split = self.split(name)
         captions = []
         for image in images:
@@ -311,12 +317,12 @@ def read_references(path: Path) -> dict[str, Any]:
     try:
         for split in ("train", "val"):
             captions = references[split]["captions"]
-            texts = all(isinstance(text, str) for of_image in captions for text in of_image)
+            texts = all(captions) and all(isinstance(text, str) for of_image in captions for text in of_image)
             if not texts or len(references[split]["image_ids"]) != len(captions):
                 raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected image_ids and captions of train and val, of one length"
+            f"{path}: expected image_ids and captions of train and val, of one length, some for every image"
         ) from error
     return dict(references)
 

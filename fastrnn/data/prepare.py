@@ -90,7 +90,10 @@ def write_data(
     pca: int | None = None,
     progress: bool = False,
 ) -> dict[str, Prepared]:
-    """Write the published files of a train and a val split into a directory."""
+    """Write the published files of the splits ``sources`` ("train" and "val") into an existing directory.
+
+    Other arguments, and what is raised, are those of :func:`prepare_data`.
+    """
     projection = None
     if pca is not None:
         projection = _fit(sources["train"], pca, progress)

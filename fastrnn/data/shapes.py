@@ -10,7 +10,7 @@ different cells of a 3 x 3 grid, each somewhere within its cell. The captions ar
              | a object relation a object [that is relation a object]
              | there is a object relation a object [and a object]
              | the picture shows a object relation a object
-             | one object [one object] and one object
+             | one object and one object [and one object]
              | both a object and a object | three shapes a object a object and a object
 
 with ``an`` for ``a`` before orange. "Only", "both" and "three shapes" mean that there is nothing else.
@@ -27,9 +27,9 @@ import numpy as np
 from fastrnn import files
 from fastrnn.arrays import Array
 from fastrnn.data.coco import features_file
-from fastrnn.data.prepare import Prepared, Source, vocabulary, write_data
+from fastrnn.data.prepare import Prepared, Source, vocabulary, words, write_data
 from fastrnn.files import StrPath
-from fastrnn.images import load_image, save_image
+from fastrnn.images import save_image, square_image
 
 SIDE = 96  # pixels, of a picture
 GRID = 3  # cells per side, in scenes and in features
@@ -48,6 +48,7 @@ SCENES = "scenes.json"
 PICTURES = "pictures"
 HUES = 8  # bins of the colour histogram
 DIRECTIONS = 8  # bins of the edge histogram
+WIDTH = (HUES + DIRECTIONS + 1) * GRID * GRID  # numbers in the features of a picture
 
 
 @dataclass(frozen=True)
@@ -76,60 +77,58 @@ def make_shapes(
 
     Beside the published files it holds the pictures (96 x 96 PNG) in ``pictures``, whose paths relative to
     the directory stand where others have URLs, and ``scenes.json`` with the objects of every picture. No val
-    scene is a train scene, wherever in their cells the objects are. One seed always gives the same data set.
-    Features are what :func:`features` makes of the pictures; their file has the published name.
+    scene is a train scene, wherever in their cells the objects are. One seed always gives the same data set
+    (with one version of NumPy and Pillow). Features are what :func:`features` makes of the pictures; their
+    file has the published name.
 
-    Returns what became of ``"train"`` and ``"val"``. Raises ``ValueError`` for fewer than one picture,
-    ``FileExistsError`` where ``out`` holds something, ``ImportError`` without Pillow (extra ``plot``).
+    Returns what became of ``"train"`` and ``"val"``. Raises ``ValueError`` for fewer than one picture or a
+    negative seed, ``FileExistsError`` where ``out`` holds something, ``ImportError`` without Pillow (extra
+    ``plot``).
     """
     from tqdm.auto import tqdm
 
     for name, count in (("train", train), ("val", val)):
         if count < 1:
             raise ValueError(f"{name}: expected at least 1 picture, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}")
     rng = np.random.default_rng(seed)
-    scenes = _scenes(rng, train, val)
-    bar = tqdm(desc="drawing", total=train + val, unit="picture", disable=not progress)
-    with files.new_directory(out) as directory, tempfile.TemporaryDirectory() as temporary, bar:
+    with files.new_directory(out) as directory, tempfile.TemporaryDirectory() as temporary:
+        scenes = _scenes(rng, train, val)
         (directory / PICTURES).mkdir()
         sources, described = {}, {}
-        for split in scenes:
-            names = [f"{PICTURES}/{split}_{i:05}.png" for i in range(len(scenes[split]))]
-            rows = []
-            for name, scene in zip(names, scenes[split], strict=True):
-                picture = draw(scene, rng)
-                save_image(directory / name, picture)
-                rows.append(features(picture))
-                bar.update()
-            sources[split] = _source(Path(temporary), split, scenes[split], names, np.stack(rows))
-            described[split] = [
-                {"picture": name, "objects": [asdict(thing) for thing in scene]}
-                for name, scene in zip(names, scenes[split], strict=True)
-            ]
+        with tqdm(desc="drawing", total=train + val, unit="picture", disable=not progress) as bar:
+            for split in scenes:
+                names = [f"{PICTURES}/{split}_{i:05}.png" for i in range(len(scenes[split]))]
+                rows = []
+                for name, scene in zip(names, scenes[split], strict=True):
+                    picture = draw(scene, rng)
+                    save_image(directory / name, picture)
+                    rows.append(features(picture))
+                    bar.update()
+                sources[split] = _source(
+                    Path(temporary) / f"{split}.npy", scenes[split], names, np.stack(rows)
+                )
+                described[split] = [
+                    {"picture": name, "objects": [asdict(thing) for thing in scene]}
+                    for name, scene in zip(names, scenes[split], strict=True)
+                ]
+        files.write_json(directory / SCENES, described)
         prepared = write_data(directory, sources, vocabulary(sources["train"], min_count=1))
         for split in scenes:  # the published loader asks for this name unless told otherwise
             (directory / features_file(split, pca=False)).rename(directory / features_file(split, pca=True))
-        files.write_json(directory / SCENES, described)
     return prepared
 
 
-def _source(directory: Path, split: str, scenes: list[Scene], names: list[str], rows: Array) -> Source:
-    """The same as a COCO-format caption file and a feature file beside it."""
-    captions, path = directory / f"{split}.json", directory / f"{split}.npy"
-    files.write_json(
-        captions,
-        {
-            "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
-            "annotations": [
-                {"image_id": i, "caption": caption}
-                for i, scene in enumerate(scenes)
-                for caption in describe(scene)
-            ],
-        },
-    )
+def _source(path: Path, scenes: list[Scene], names: list[str], rows: Array) -> Source:
+    """A split for ``prepare``, its features in the file ``path``."""
     np.save(path, rows)
-    np.save(directory / f"{split}_image_ids.npy", np.arange(len(rows)))
-    return Source.read(captions, path)
+    np.save(path.with_name(f"{path.stem}_image_ids.npy"), np.arange(len(rows)))
+    captions = [describe(scene) for scene in scenes]
+    annotations = [(i, words(caption)) for i, of_image in enumerate(captions) for caption in of_image]
+    return Source(
+        list(range(len(scenes))), names, captions, annotations, path, np.arange(len(rows)), rows.shape[1]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -239,10 +238,12 @@ def features(picture: Array) -> Array:
     """What a captioner sees of a picture (96,96,3) uint8: float32 (153,), 17 numbers for each of 3 x 3 cells.
 
     Of the coloured part of each cell: a histogram of hue, a histogram of the directions of its edges (Dalal
-    and Triggs, CVPR 2005) and the root of its area. Raises ``ValueError`` for another shape.
+    and Triggs, CVPR 2005) and the root of its area. Raises ``ValueError`` for another shape or dtype.
     """
-    if picture.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"picture: expected shape ({SIDE},{SIDE},3), got {picture.shape}")
+    if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
+        raise ValueError(
+            f"picture: expected shape ({SIDE},{SIDE},3) uint8, got {picture.shape} {picture.dtype}"
+        )
     red, green, blue = np.moveaxis(picture.astype(np.float32) / 255, 2, 0)
     coloured = np.clip(3 * (np.ptp(picture, axis=2) / np.float32(255) - 0.15), 0, 1)
     hue = np.arctan2(np.sqrt(np.float32(3)) * (green - blue), 2 * red - green - blue)
@@ -259,9 +260,7 @@ def features_of_file(path: StrPath) -> Array:
 
     Raises ``OSError`` for a file that is no picture, ``ImportError`` without Pillow.
     """
-    picture = load_image(path, SIDE)
-    top, left = ((size - SIDE) // 2 for size in picture.shape[:2])
-    return features(picture[top : top + SIDE, left : left + SIDE])
+    return features(square_image(path, SIDE))
 
 
 def _bins(angle: Array, count: int) -> Array:
