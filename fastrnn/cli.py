@@ -48,8 +48,10 @@ def main(args: Sequence[str] | None = None) -> int:
             return app(given or ["--help"], standalone_mode=False) or 0
     except typer.TyperException as error:
         message = error.format_message()
-        if isinstance(error.__cause__, ValidationError):  # Typer's checks, which do not tell what was given
-            message += f", got {error.__cause__.errors()[0]['input']!r}"
+        if isinstance(error.__cause__, ValidationError):  # Typer's checks, which may not tell what was given
+            value = repr(error.__cause__.errors()[0]["input"])
+            message = message.replace("Value error, ", "").removesuffix(".")
+            message += "" if value in message else f", got {value}"
     except (OSError, ValueError, IndexError, ImportError, MemoryError) as error:
         message = str(error)
     if message:  # none after a help page
@@ -94,7 +96,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option(help="Data directory, as 'fastrnn data prepare' makes it.")],
+    data: Annotated[
+        Path, typer.Option(help="Data directory: of 'fastrnn data', or with the files of the exercises.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="New run directory; by default runs/DATA-CELL-DATE-TIME.")
     ] = None,
@@ -220,6 +224,8 @@ def sample(
         raise FileNotFoundError(f"{out.parent}: no such directory")
     if out is not None and out.is_dir():
         raise IsADirectoryError(f"{out}: is a directory, expected the name of a PNG file")
+    if out is not None and out.suffix.lower() != ".png":
+        raise ValueError(f"out: expected a name that ends in .png, got {str(out)!r}")
     samples = runs.sample(run, images or (), split=split, count=count, seed=seed, data=data)
     for image, _, caption, true_caption in samples:
         print(f"{image}: {caption}")
@@ -282,10 +288,13 @@ def prepare(
     val_features: Annotated[Path, typer.Option(help="The same for val.")],
     min_count: Annotated[
         int | None,
-        typer.Option(help="Vocabulary: words that occur this often in train; the default, with 5."),
+        typer.Option(
+            help="Vocabulary: the words that occur at least this often in train; 5 if nothing else is said."
+        ),
     ] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(help="Vocabulary: the most frequent words, this many with 4 special tokens.")
+        int | None,
+        typer.Option(help="Vocabulary: the most frequent words, this many entries with the 4 special ones."),
     ] = None,
     vocab: Annotated[
         Path | None, typer.Option(help="Vocabulary: that of a JSON file such as coco2014_vocab.json.")
@@ -323,8 +332,8 @@ def prepare(
 @data_app.command("shapes")
 def data_shapes(
     out: Annotated[Path, typer.Argument(help="New data directory.")],
-    train: Annotated[int, typer.Option(min=1, help="Train pictures.")] = 5000,
-    val: Annotated[int, typer.Option(min=1, help="Val pictures.")] = 500,
+    train: Annotated[int, typer.Option(min=1, max=1_000_000, help="Train pictures.")] = 5000,
+    val: Annotated[int, typer.Option(min=1, max=1_000_000, help="Val pictures.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes; one seed, one data set.")] = 0,
 ) -> None:
     """Draw the embedded data set: pictures of coloured shapes, five captions each; nothing to download."""

@@ -80,6 +80,19 @@ def write_text(path: StrPath, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def read_text(path: StrPath) -> str:
+    """Read a UTF-8 text file.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it is no such text.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a UTF-8 text file: {error}") from error
+
+
 def write_json(path: StrPath, value: Any) -> None:
     """Write a JSON file for machines and people."""
     write_text(path, json.dumps(value, indent=1) + "\n")
@@ -87,8 +100,9 @@ def write_json(path: StrPath, value: Any) -> None:
 
 def read_json(path: StrPath) -> Any:
     """Read a JSON file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it is no JSON."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
 

@@ -167,7 +167,7 @@ def plot_losses(
         np.arange(1, len(losses) + 1),
         losses,
         color="tab:blue",
-        alpha=0.25,
+        alpha=0.4,
         linewidth=0.8,
         label="train, each iteration",
     )
@@ -177,11 +177,15 @@ def plot_losses(
         np.arange(len(smooth)) + (window + 1) / 2, smooth, color="tab:blue", label=f"train, mean of {window}"
     )
     axes.plot(
-        *zip(*epochs, strict=True), color="tab:red", marker="o", markersize=4, label="val, after each epoch"
+        *zip(*epochs, strict=True),
+        color="tab:red",
+        marker="o",
+        markersize=4,
+        label=f"val, after each epoch; best {min(loss for _, loss in epochs):.3f}",
     )
     axes.set_title(title, parse_math=False)
     axes.set_xlabel("iteration")
-    axes.set_ylabel("loss per caption (nats)")
+    axes.set_ylabel("loss per caption (nats, logarithmic scale)")
     axes.set_xlim(left=0)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
@@ -232,7 +236,8 @@ def plot_captions(
         )
         axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 200 else None)
         axes.set_anchor("S")
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("0.8")
         across = {
             "x": (column + 0.5) / columns,
             "ha": "center",

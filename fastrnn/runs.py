@@ -293,7 +293,7 @@ def draw_losses(run: StrPath) -> Path:
     """
     run = Path(run)
     try:
-        records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in files.read_text(run / METRICS).splitlines()]
         losses = [record["loss"] for record in records if "loss" in record]
         epochs = [(record["iteration"], record["val_loss"]) for record in records if "epoch" in record]
     except (KeyError, TypeError, ValueError) as error:
@@ -340,8 +340,9 @@ def _figures(bleu: Bleu) -> dict[str, float]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file."""
+    text = files.read_text(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from error
 
@@ -350,6 +351,8 @@ def _open(run: Path, data: StrPath | None) -> tuple[CaptioningRNN, CaptionData]:
     """A run's best model, and the data directory given or else trained on; they fit each other."""
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
+    if (run / METRICS).exists() and not (run / BEST).exists():
+        raise FileNotFoundError(f"{run / BEST}: no such file: the training ended before its first epoch did")
     model = CaptioningRNN.load(run / BEST)
     opened = open_data(data if data is not None else _trained_on(run))
     _check_fit(run / BEST, model, opened)

@@ -295,6 +295,9 @@ def test_the_embedded_data_set(tmp_path, capsys, monkeypatch):
     assert len(drawn[1][0]) == 4
     assert "data: exists already" in refused(["data", "shapes", "data"], capsys)
     assert "run: is a directory" in refused(["sample", "run", "--out", "run"], capsys)
+    assert "out: expected a name that ends in .png" in refused(["sample", "run", "--out", "a.jpg"], capsys)
+    (tmp_path / "run" / "best.safetensors").unlink()
+    assert "no such file: the training ended before" in refused(["sample", "run"], capsys)
 
 
 def test_info_and_help(capsys):
@@ -370,7 +373,7 @@ def refused(arguments, capsys):
         (["train", "--config", "nowhere.toml"], "nowhere.toml"),
         (["evaluate"], "Missing argument 'run'"),
         (["evaluate", "nowhere"], "nowhere: no such run directory"),
-        (["evaluate", "nowhere", "--split", "test"], "test"),
+        (["evaluate", "nowhere", "--split", "test"], "'--split': 'test' is not one of 'train', 'val'"),
         (["sample"], "Missing argument 'run'"),
         (["sample", "nowhere"], "nowhere: no such run directory"),
         (["sample", "nowhere", "--split", "test"], "test"),

@@ -229,7 +229,7 @@ def test_losses_are_drawn_raw_smoothed_and_of_val(monkeypatch, rng, iterations):
     assert smooth.get_xdata()[-1] == iterations - (window - 1) / 2
     assert list(zip(*val.get_data(), strict=True)) == epochs
     assert axes.get_xlabel() == "iteration"
-    assert axes.get_ylabel() == "loss per caption (nats)"
+    assert axes.get_ylabel() == "loss per caption (nats, logarithmic scale)"
     assert len(axes.get_legend().get_texts()) == 3
     assert axes.get_tightbbox().x0 >= 0
 

@@ -166,6 +166,8 @@ def test_one_seed_one_data_set(made, tmp_path):
     directory = made[0]
     make_shapes(tmp_path / "again", train=300, val=60, seed=3)
     make_shapes(tmp_path / "other", train=300, val=60, seed=4)
+    vocabularies = [fastrnn.open_data(tmp_path / name).idx_to_word for name in ("again", "other")]
+    assert vocabularies[0] == vocabularies[1]
     files = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
     assert len(files) == 368
     for name in files:

@@ -248,7 +248,8 @@ def open_data(directory: StrPath) -> CaptionData:
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory")
     vocabulary = read_vocabulary(directory / VOCABULARY)
-    pca_features = (directory / features_file("train", pca=True)).exists()
+    raw_only = not (directory / features_file("train", pca=True)).exists()
+    pca_features = not (raw_only and (directory / features_file("train", pca=False)).exists())
     train, val = (_open_split(directory, split, pca_features, vocabulary) for split in ("train", "val"))
     if train.features.shape[1] != val.features.shape[1]:
         raise ValueError(
@@ -348,11 +349,7 @@ def read_vocabulary(path: StrPath) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file: {error}") from error
+    return [line.strip() for line in files.read_text(path).splitlines()]
 
 
 @contextmanager

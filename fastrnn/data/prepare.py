@@ -78,7 +78,7 @@ def prepare_data(
             f"{val_features}: features are {sources['val'].width} wide, those of {train_features} "
             f"{sources['train'].width}"
         )
-    idx_to_word = vocabulary(sources["train"], min_count, vocab_size, vocab)
+    idx_to_word = _vocabulary(sources["train"], min_count, vocab_size, vocab)
     with files.new_directory(out) as directory:
         return write_data(directory, sources, idx_to_word, pca, progress)
 
@@ -286,11 +286,8 @@ def _some(image_ids: set[int] | list[int]) -> str:
 # Making
 
 
-def vocabulary(
-    train: Source,
-    min_count: int | None = None,
-    vocab_size: int | None = None,
-    vocab: StrPath | None = None,
+def _vocabulary(
+    train: Source, min_count: int | None, vocab_size: int | None, vocab: StrPath | None
 ) -> list[str]:
     """``idx_to_word``; the most frequent word first, equally frequent ones in the order of the alphabet."""
     if vocab is not None:

@@ -17,8 +17,9 @@ with ``an`` for ``a`` before orange. "Only", "both" and "three shapes" mean that
 """
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ import numpy as np
 
 from fastrnn import files
 from fastrnn.arrays import Array
-from fastrnn.data.coco import features_file
-from fastrnn.data.prepare import Prepared, Source, vocabulary, words, write_data
+from fastrnn.data.coco import SPECIAL, features_file
+from fastrnn.data.prepare import Prepared, Source, words, write_data
 from fastrnn.files import StrPath
 from fastrnn.images import save_image, square_image
 
@@ -44,6 +45,13 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 SIZES = {"small": 8, "large": 13}  # pixels, from the centre to about the edge
+WORDS = (  # of the captions, in the order of the vocabulary
+    *("a", "an", "the", "there", "is", "one", "only", "both", "three", "shapes", "picture", "shows"),
+    *("left", "right", "of", "above", "below", "that", "and"),
+    *SIZES,
+    *COLOURS,
+    *SHAPES,
+)
 SCENES = "scenes.json"
 PICTURES = "pictures"
 HUES = 8  # bins of the colour histogram
@@ -92,42 +100,39 @@ def make_shapes(
             raise ValueError(f"{name}: expected at least 1 picture, got {count}")
     if seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
-    rng = np.random.default_rng(seed)
+    of_scenes, of_pictures = np.random.default_rng(seed).spawn(2)
     with files.new_directory(out) as directory, tempfile.TemporaryDirectory() as temporary:
-        scenes = _scenes(rng, train, val)
         (directory / PICTURES).mkdir()
-        sources, described = {}, {}
+        sources: dict[str, Source] = {}
+        described: dict[str, list[Any]] = {}
         with tqdm(desc="drawing", total=train + val, unit="picture", disable=not progress) as bar:
-            for split in scenes:
-                names = [f"{PICTURES}/{split}_{i:05}.png" for i in range(len(scenes[split]))]
-                rows = []
-                for name, scene in zip(names, scenes[split], strict=True):
-                    picture = draw(scene, rng)
-                    save_image(directory / name, picture)
+            for split, scenes in _scenes(of_scenes, train, val).items():
+                names, captions, rows, described[split] = [], [], [], []
+                for i, scene in enumerate(scenes):
+                    picture = draw(scene, of_pictures)
+                    names.append(f"{PICTURES}/{split}_{i:05}.png")
+                    save_image(directory / names[-1], picture)
                     rows.append(features(picture))
+                    captions.append(describe(scene))
+                    described[split].append(
+                        {"picture": names[-1], "objects": [asdict(thing) for thing in scene]}
+                    )
                     bar.update()
-                sources[split] = _source(
-                    Path(temporary) / f"{split}.npy", scenes[split], names, np.stack(rows)
-                )
-                described[split] = [
-                    {"picture": name, "objects": [asdict(thing) for thing in scene]}
-                    for name, scene in zip(names, scenes[split], strict=True)
-                ]
+                sources[split] = _source(Path(temporary) / f"{split}.npy", names, captions, np.stack(rows))
         files.write_json(directory / SCENES, described)
-        prepared = write_data(directory, sources, vocabulary(sources["train"], min_count=1))
-        for split in scenes:  # the published loader asks for this name unless told otherwise
+        prepared = write_data(directory, sources, [*SPECIAL, *WORDS])
+        for split in sources:  # the published loader asks for this name unless told otherwise
             (directory / features_file(split, pca=False)).rename(directory / features_file(split, pca=True))
     return prepared
 
 
-def _source(path: Path, scenes: list[Scene], names: list[str], rows: Array) -> Source:
+def _source(path: Path, names: list[str], captions: list[list[str]], rows: Array) -> Source:
     """A split for ``prepare``, its features in the file ``path``."""
     np.save(path, rows)
     np.save(path.with_name(f"{path.stem}_image_ids.npy"), np.arange(len(rows)))
-    captions = [describe(scene) for scene in scenes]
     annotations = [(i, words(caption)) for i, of_image in enumerate(captions) for caption in of_image]
     return Source(
-        list(range(len(scenes))), names, captions, annotations, path, np.arange(len(rows)), rows.shape[1]
+        list(range(len(rows))), names, captions, annotations, path, np.arange(len(rows)), rows.shape[1]
     )
 
 
@@ -135,20 +140,17 @@ def _source(path: Path, scenes: list[Scene], names: list[str], rows: Array) -> S
 # Scenes and pictures
 
 
-def _scenes(rng: np.random.Generator, train: int, val: int) -> dict[str, list[Scene]]:
-    """That many scenes of each split; what is a val scene is none in train."""
+def _scenes(rng: np.random.Generator, train: int, val: int) -> dict[str, Iterable[Scene]]:
+    """That many scenes of each split, val first; what is a val scene is none in train."""
 
     def what(scene: Scene) -> frozenset[Any]:
         return frozenset((thing.cell, thing.colour, thing.shape, thing.size) for thing in scene)
 
     of_val = [_scene(rng) for _ in range(val)]
     held_out = {what(scene) for scene in of_val}
-    of_train: list[Scene] = []
-    while len(of_train) < train:
-        scene = _scene(rng)
-        if what(scene) not in held_out:
-            of_train.append(scene)
-    return {"train": of_train, "val": of_val}
+    endless = iter(lambda: _scene(rng), None)
+    of_train = islice((scene for scene in endless if what(scene) not in held_out), train)
+    return {"val": of_val, "train": of_train}
 
 
 def _scene(rng: np.random.Generator) -> Scene:
