@@ -26,7 +26,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy fastrnn
 	$(BIN)/mypy kernels
 
-$(VENV)/installed: pyproject.toml setup.py
+$(VENV)/installed: pyproject.toml setup.py $(wildcard kernels/*.pyx kernels/*.h)
 	@echo "installing fastrnn and what it needs into $(VENV), which takes a minute"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --editable '.[all,test,lint]'

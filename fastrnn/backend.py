@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from contextvars import ContextVar, Token
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
@@ -162,36 +163,58 @@ _scratch = threading.local()
 
 def kernels_and_work() -> tuple[Kernels, Any]:
     """The current backend's kernels, and scratch for them that the calling thread keeps until it ends."""
-    _apply_asked_threads()
     name = current_backend()
-    found = cast(Kernels, importlib.import_module(_MODULES[name]))
+    found = cast(Kernels, _module(name))
+    _apply_threads(name)
     kept: dict[str, Any] = _scratch.__dict__
     if name not in kept:
         kept[name] = found.make_work()
     return found, kept[name]
 
 
+@functools.cache
+def _module(name: str) -> Any:
+    """A backend's module; ``FASTRNN_ISA`` tells one with several instruction sets which to compute with."""
+    module = importlib.import_module(_MODULES[name])
+    asked = os.environ.get("FASTRNN_ISA")
+    if asked and hasattr(module, "instruction_sets"):
+        usable = module.instruction_sets()
+        if asked not in usable:
+            raise ValueError(f"FASTRNN_ISA: expected one of {', '.join(map(repr, usable))}, got {asked!r}")
+        module.set_instruction_set(asked)
+    return module
+
+
 # ---------------------------------------------------------------------------------------------------
 # How many threads
 
 _asked_threads: int | None = None
-_applied_threads: int | None = None
+_applied_threads: dict[str, int] = {}
 
 
 def set_num_threads(n: int) -> None:
-    """Let the kernels run on ``n`` threads. The NumPy backend's threads are those of NumPy's BLAS.
+    """Let the kernels, and NumPy's BLAS, run on ``n`` threads.
 
-    Without any call the environment variable ``FASTRNN_NUM_THREADS`` decides; without it BLAS keeps the
-    number that it chose itself. Raises ``ValueError`` unless ``n`` is a whole number of at least 1.
+    Without any call the environment variable ``FASTRNN_NUM_THREADS`` decides. Without it compiled kernels
+    take one thread per physical core that the process may use, and BLAS keeps the number that it chose itself.
+    Raises ``ValueError`` unless ``n`` is a whole number of at least 1.
     """
     global _asked_threads
     _asked_threads = _thread_count(n, "n")
-    _apply_asked_threads()
+    _apply_threads(current_backend())
 
 
 def get_num_threads() -> int:
-    """The number of threads that the kernels run on, which BLAS may hold below what was asked for."""
-    _apply_asked_threads()
+    """The number of threads that the kernels run on at most.
+
+    It may be below what was asked for: BLAS has limits of its own, and compiled kernels have one thread
+    without OpenMP, or in a process that was forked from one where they had several.
+    """
+    name = current_backend()
+    _apply_threads(name)
+    module = _module(name)
+    if hasattr(module, "get_num_threads"):
+        return int(module.get_num_threads())
     return max((pool["num_threads"] for pool in _blas_pools()), default=1)
 
 
@@ -206,16 +229,33 @@ def _thread_count(n: Any, asked_by: str) -> int:
     return count
 
 
-def _apply_asked_threads() -> None:
-    global _applied_threads
+def _apply_threads(name: str) -> None:
+    """Give BLAS and a backend the number of threads asked for; else compiled kernels have a default."""
     asked = _asked_threads
-    if asked is None:
-        if not (value := os.environ.get("FASTRNN_NUM_THREADS")):
-            return
+    if asked is None and (value := os.environ.get("FASTRNN_NUM_THREADS")):
         asked = _thread_count(value, "FASTRNN_NUM_THREADS")
-    if asked != _applied_threads:
+    if asked is not None and _applied_threads.get("blas") != asked:
         threadpoolctl.threadpool_limits(asked, user_api="blas")
-        _applied_threads = asked
+        _applied_threads["blas"] = asked
+    module, wanted = _module(name), asked or _physical_cores()
+    if hasattr(module, "set_num_threads") and _applied_threads.get(name) != wanted:
+        module.set_num_threads(wanted)
+        _applied_threads[name] = wanted
+
+
+@functools.cache
+def _physical_cores() -> int:
+    """The physical cores that this process may use, by its affinity and by the quota of its control group."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, _, period = (quota.read_text() if quota.exists() else "max 1").partition(" ")
+    allowed = len(cores) if limit == "max" else -(-int(limit) // int(period))
+    return max(min(len(cores), allowed), 1)
 
 
 def _blas_pools() -> list[dict[str, Any]]:
@@ -235,6 +275,7 @@ def show_config() -> None:
         "backend": f"{name} ({chosen_by})",
         "available": ", ".join(available_backends()),
         "threads": str(get_num_threads()),
+        "isa": _instruction_set(name),
         "python": f"{platform.python_version()} on {sys.platform} {platform.machine()}",
         "numpy": np.__version__,
     }
@@ -245,3 +286,10 @@ def show_config() -> None:
         )
     for label, value in rows.items():
         print(f"{label:<10} {value}")
+
+
+def _instruction_set(name: str) -> str:
+    module = _module(name)
+    if not hasattr(module, "instruction_sets"):
+        return "that of NumPy"
+    return f"{module.get_instruction_set()} (this CPU has {', '.join(module.instruction_sets())})"

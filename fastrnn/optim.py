@@ -2,7 +2,8 @@
 
 ``w`` and ``dw`` are arrays of one shape. ``config`` is a dictionary of the rule's settings and its state;
 missing settings are filled in. ``sgd``, ``sgd_momentum`` and ``rmsprop`` change ``w`` in place and return
-it, ``adam`` returns a new array. State arrays in ``config`` are replaced, never changed in place.
+it, ``adam`` returns a new array. State arrays in ``config`` are replaced, never changed in place, unless
+``in_place=True`` says that nobody else holds them, nor ``w``: then a step makes no array of their size.
 
 Every rule raises ``TypeError`` for arrays that are not of real numbers, ``ValueError`` where the shapes of
 w, dw and the state differ.
@@ -20,7 +21,7 @@ __all__ = ["adam", "rmsprop", "sgd", "sgd_momentum"]
 Config = dict[str, Any]
 
 
-def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
+def sgd(w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False) -> tuple[Array, Config]:
     """Gradient descent: w -= learning_rate * dw, in place.
 
     Settings: ``learning_rate`` (1e-2).
@@ -31,7 +32,9 @@ def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Confi
     return _into(w, new_w), config
 
 
-def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
+def sgd_momentum(
+    w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False
+) -> tuple[Array, Config]:
     """Gradient descent with momentum, in place.
 
     velocity = momentum * velocity - learning_rate * dw;  w += velocity.
@@ -40,13 +43,15 @@ def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Arr
     """
     config = _defaults(config, learning_rate=1e-2, momentum=0.9)
     new_w, dw = _in_place(w, dw)
-    velocity = _state("velocity", config, new_w)
+    velocity = _state("velocity", config, new_w, in_place)
     backend.kernels().sgd_momentum(new_w, dw, velocity, config["learning_rate"], config["momentum"])
     config["velocity"] = velocity
     return _into(w, new_w), config
 
 
-def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
+def rmsprop(
+    w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False
+) -> tuple[Array, Config]:
     """RMSProp (Tieleman and Hinton 2012), in place.
 
     cache = decay_rate * cache + (1 - decay_rate) * dw^2;  w -= learning_rate * dw / (sqrt(cache) + epsilon).
@@ -55,7 +60,7 @@ def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, C
     """
     config = _defaults(config, learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
     new_w, dw = _in_place(w, dw)
-    cache = _state("cache", config, new_w)
+    cache = _state("cache", config, new_w, in_place)
     backend.kernels().rmsprop(
         new_w, dw, cache, config["learning_rate"], config["decay_rate"], config["epsilon"]
     )
@@ -63,7 +68,9 @@ def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, C
     return _into(w, new_w), config
 
 
-def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
+def adam(
+    w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False
+) -> tuple[Array, Config]:
     """Adam with bias correction (Kingma and Ba, ICLR 2015); w itself stays as it is.
 
     m = beta1 * m + (1 - beta1) * dw;  v = beta2 * v + (1 - beta2) * dw^2;
@@ -73,9 +80,10 @@ def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Conf
     State: ``m`` and ``v`` like w, and ``t``, the number of steps taken.
     """
     config = _defaults(config, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
-    next_w = np.array(w, real_type(real("w", w), real("dw", dw)), order="C")
+    dtype = real_type(real("w", w), real("dw", dw))
+    next_w = np.asarray(w, dtype, order="C") if in_place else np.array(w, dtype, order="C")
     dw = _gradient(dw, next_w)
-    m, v = _state("m", config, next_w), _state("v", config, next_w)
+    m, v = (_state(name, config, next_w, in_place) for name in ("m", "v"))
     config["t"] += 1
     backend.kernels().adam(
         next_w, dw, m, v, config["t"],
@@ -113,14 +121,14 @@ def _described(value: Any) -> str:
     return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _state(name: str, config: Config, w: Array) -> Array:
-    """A fresh copy of a state array in w's type, zeros at the first step."""
+def _state(name: str, config: Config, w: Array, in_place: bool) -> Array:
+    """A state array in w's type, zeros at the first step; a fresh copy unless it may be changed in place."""
     if config.get(name) is None:
         return np.zeros_like(w)
     state = real(name, config[name])
     if state.shape != w.shape:
         raise ValueError(f"config[{name!r}]: expected the shape of w {w.shape}, got {state.shape}")
-    return np.array(state, w.dtype, order="C")
+    return np.asarray(state, w.dtype, order="C") if in_place else np.array(state, w.dtype, order="C")
 
 
 def _into(w: Array, new_w: Array) -> Array:

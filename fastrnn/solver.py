@@ -24,6 +24,9 @@ class CaptioningSolver:
     with the solver and the captions of the minibatch, and ``on_epoch``, called after each epoch with the
     solver.
 
+    The arrays in ``model.params`` that a step has made are the solver's: later steps update them, and the
+    state of the rule, in place. Copy what you want to keep.
+
     Attributes: ``loss_history`` (one number per iteration), ``epoch``, ``optim_configs`` (settings and state
     of the rule per parameter), ``update_rule`` (the function); ``best_val_acc``, ``best_params``,
     ``train_acc_history`` and ``val_acc_history`` exist for compatibility and stay as they are.
@@ -64,6 +67,8 @@ class CaptioningSolver:
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
         self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
+        self._updated: dict[str, Array] = {}
+        self._rule_is_ours = self.update_rule in (optim.sgd, optim.sgd_momentum, optim.rmsprop, optim.adam)
         self._batches: Iterator[tuple[Array, Array]] | None = None
 
     @property
@@ -93,8 +98,12 @@ class CaptioningSolver:
         loss, grads = self.model.loss(features, captions)
         self.loss_history.append(loss)
         for name, w in self.model.params.items():
-            next_w, self.optim_configs[name] = self.update_rule(w, grads[name], self.optim_configs[name])
-            self.model.params[name] = next_w
+            # What an earlier step returned is the solver's own, and so is its state.
+            own = {"in_place": True} if w is self._updated.get(name) and self._rule_is_ours else {}
+            next_w, self.optim_configs[name] = self.update_rule(
+                w, grads[name], self.optim_configs[name], **own
+            )
+            self.model.params[name] = self._updated[name] = next_w
         if self.on_step is not None:
             self.on_step(self, captions)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastrnn
+from fastrnn import optim
 from fastrnn.data import prepare_data
 from tests.datasets import write_coco
 
@@ -132,20 +133,57 @@ def test_any_model_will_do(rng):
     np.testing.assert_allclose(solver.model.params["w"], np.array([3.0, -2.0]) / 2**10)
 
 
-def test_arrays_held_by_the_user_stay(rng):
-    """Adam gives new parameters, so what was taken from params or a config before keeps its numbers."""
+@pytest.mark.parametrize("rule", ["sgd_momentum", "rmsprop", "adam"])
+def test_steps_update_in_place(rng, rule):
+    """From the second step on no array of a parameter's size is made; the numbers are those of the rule."""
     solver = fastrnn.CaptioningSolver(
-        make_model(), published_data(rng), update_rule="adam", batch_size=5, verbose=False
+        make_model(), published_data(rng), update_rule=rule, batch_size=5, verbose=False
     )
     solver._step()
-    held = {
-        **solver.model.params,
-        "m": solver.optim_configs["Wx"]["m"],
-        "view": solver.model.params["Wx"][1:],
+    w = dict(solver.model.params)
+    states = {
+        (name, key): state
+        for name, config in solver.optim_configs.items()
+        for key, state in config.items()
+        if isinstance(state, np.ndarray)
     }
+    assert len(states) == {"sgd_momentum": 1, "rmsprop": 1, "adam": 2}[rule] * len(w)
+    expected = {}
+    loss = solver.model.loss
+
+    def spy(features, captions):
+        value, grads = loss(features, captions)
+        for name in w:
+            config = copy.deepcopy(solver.optim_configs[name])
+            expected[name], _ = getattr(optim, rule)(w[name].copy(), grads[name], config)
+        return value, grads
+
+    solver.model.loss = spy
+    for _ in range(3):
+        solver._step()
+        for name, array in w.items():
+            assert solver.model.params[name] is array
+            np.testing.assert_array_equal(array, expected[name])
+    for (name, key), state in states.items():
+        assert solver.optim_configs[name][key] is state
+
+
+def test_arrays_of_the_user_stay(rng):
+    """What stood in params before training, or was put there since, is not changed."""
+    model = make_model()
+    solver = fastrnn.CaptioningSolver(
+        model, published_data(rng), update_rule="adam", batch_size=5, verbose=False
+    )
+    held = dict(model.params)
     kept = {name: array.copy() for name, array in held.items()}
     for _ in range(3):
         solver._step()
+    mine = np.zeros_like(model.params["Wx"])
+    model.params["Wx"] = mine
+    for _ in range(3):
+        solver._step()
+    assert not mine.any()
+    assert model.params["Wx"].any()
     for name, array in kept.items():
         np.testing.assert_array_equal(held[name], array)
 

@@ -1,0 +1,433 @@
+/* The inner loops of the Cython kernels, written once.
+
+isa.h includes this file for each instruction set and real type, after defining
+
+    real, integer       float and int32_t, or double and int64_t
+    LANES               reals in a vector register
+    ROWS                rows of a tile
+    FN(name)            the name of a function in this variant
+
+A *panel* is PANEL = 2 LANES columns side by side, all rows of them contiguous: weights and activations are kept as
+panels, [panel][row][PANEL], because then a product streams through memory. A *tile* is a block of a product's
+result, at most ROWS rows of one panel: 2 ROWS registers, each used once for every two loads from the panel.
+
+Loops over vectors end in a tail: `width` is how many of the lanes exist; the others are zero and not stored. */
+
+typedef real FN(vec) __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+typedef integer FN(ivec) __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+#define vec FN(vec)
+#define ivec FN(ivec)
+#define PANEL (2 * LANES)
+
+/* ---- Loading and storing ---- */
+
+INLINE vec FN(load)(const real *x, long width) {
+    if (width >= LANES) return *(const vec *)x;
+    vec v = {0};
+    for (long j = 0; j < width; j++) v[j] = x[j];
+    return v;
+}
+
+INLINE void FN(store)(real *x, vec v, long width) {
+    if (width >= LANES) *(vec *)x = v;
+    else for (long j = 0; j < width; j++) x[j] = v[j];
+}
+
+INLINE vec FN(select)(ivec condition, vec yes, vec no) {
+    return (vec)(((ivec)yes & condition) | ((ivec)no & ~condition));
+}
+
+/* Of a NaN in a it stays a NaN. */
+INLINE vec FN(vmax)(vec a, vec b) { return FN(select)((ivec)(b > a), b, a); }
+INLINE vec FN(vmin)(vec a, vec b) { return FN(select)((ivec)(b < a), b, a); }
+
+/* ---- Elementary functions, without branches ----
+
+exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2. Adding and subtracting MAGIC rounds to a whole number,
+which then stands in the low bits of the sum. The polynomial is Taylor's; it ends where the next term is below the
+precision. Arguments beyond the range of normal numbers stop at its ends. */
+
+#define IS_FLOAT (sizeof(real) == 4)
+#define MAGIC ((real)(IS_FLOAT ? 12582912.0 : 6755399441055744.0)) /* 1.5 * 2^23 or 52 */
+#define LN2_HIGH ((real)(IS_FLOAT ? 0.693145751953125 : 0.693147180369123816490))
+#define LN2_LOW ((real)(IS_FLOAT ? 1.42860682030941723212e-6 : 1.90821492927058770002e-10))
+#define EXP_LOWEST ((real)(IS_FLOAT ? -87.33 : -708.39)) /* 2^-126 and 2^-1022 are the smallest normal numbers */
+#define EXP_HIGHEST ((real)(IS_FLOAT ? 88.0 : 709.0))
+
+/* exp(r) - 1 = r + r^2 q(r), exact to the last digits for small r too; *scale = 2^n */
+INLINE vec FN(exp_parts)(vec x, vec *scale) {
+    vec n = x * (real)1.44269504088896340736 + MAGIC;
+    ivec power = (ivec)n << (IS_FLOAT ? 23 : 52);
+    *scale = (vec)(power + ((ivec)((vec){0} + (real)1)));
+    n -= MAGIC;
+    vec r = (x - n * LN2_HIGH) - n * LN2_LOW, q;
+    if (IS_FLOAT) {
+        q = r * (real)(1.0 / 5040) + (real)(1.0 / 720);
+    } else {
+        q = r * (real)(1.0 / 6227020800) + (real)(1.0 / 479001600);
+        q = q * r + (real)(1.0 / 39916800);
+        q = q * r + (real)(1.0 / 3628800);
+        q = q * r + (real)(1.0 / 362880);
+        q = q * r + (real)(1.0 / 40320);
+        q = q * r + (real)(1.0 / 5040);
+        q = q * r + (real)(1.0 / 720);
+    }
+    q = q * r + (real)(1.0 / 120);
+    q = q * r + (real)(1.0 / 24);
+    q = q * r + (real)(1.0 / 6);
+    q = q * r + (real)0.5;
+    return r + r * r * q;
+}
+
+INLINE vec FN(vexp)(vec x) {
+    vec scale, p;
+    x = FN(vmax)(FN(vmin)(x, (vec){0} + EXP_HIGHEST), (vec){0} + EXP_LOWEST);
+    p = FN(exp_parts)(x, &scale);
+    return scale * p + scale;
+}
+
+/* 1 / (1 + exp(-x)) */
+INLINE vec FN(sigmoid)(vec x) {
+    vec scale, p;
+    x = FN(vmax)(FN(vmin)(-x, (vec){0} - EXP_LOWEST), (vec){0} + EXP_LOWEST);
+    p = FN(exp_parts)(x, &scale);
+    return (real)1 / (scale * p + scale + (real)1);
+}
+
+/* e / (e + 2) with e = exp(2x) - 1, which keeps all digits of small x */
+INLINE vec FN(vtanh)(vec x) {
+    vec scale, p;
+    x = FN(vmax)(FN(vmin)(x + x, (vec){0} + (real)40), (vec){0} - (real)40);
+    p = FN(exp_parts)(x, &scale);
+    vec e = scale * p + (scale - (real)1);
+    return e / (e + (real)2);
+}
+
+/* ---- Products ---- */
+
+/* acc (m,PANEL) += A (m,K) B (K,PANEL). A's element (r,k) is a[r * lda + k], or a[k * m + r] where it is packed;
+   after each K columns A goes on a_step further, `blocks` times. B's rows are ldb apart, its second half `second`
+   after its first. m and packed are constants where this is inlined, so acc stays in registers. */
+INLINE void FN(tile_of)(const int m, const int packed, long blocks, long K, const real *a, long lda, long a_step,
+                        const real *b, long ldb, long second, real *acc) {
+    vec sum[ROWS][2];
+    UNROLL for (int r = 0; r < m; r++) {
+        sum[r][0] = *(const vec *)(acc + r * PANEL);
+        sum[r][1] = *(const vec *)(acc + r * PANEL + LANES);
+    }
+    for (long block = 0; block < blocks; block++) {
+        const real *ab = a + block * a_step;
+        for (long k = 0; k < K; k++) {
+            vec b0 = *(const vec *)b, b1 = *(const vec *)(b + second);
+            UNROLL for (int r = 0; r < m; r++) {
+                real x = packed ? ab[k * m + r] : ab[r * lda + k];
+                sum[r][0] += x * b0;
+                sum[r][1] += x * b1;
+            }
+            b += ldb;
+        }
+    }
+    UNROLL for (int r = 0; r < m; r++) {
+        *(vec *)(acc + r * PANEL) = sum[r][0];
+        *(vec *)(acc + r * PANEL + LANES) = sum[r][1];
+    }
+}
+
+#define TILE(m, packed) \
+    case m: FN(tile_of)(m, packed, blocks, K, a, lda, a_step, b, ldb, second, acc); break;
+#if ROWS > 6
+#define TILES(packed) \
+    TILE(1, packed) TILE(2, packed) TILE(3, packed) TILE(4, packed) TILE(5, packed) TILE(6, packed) \
+    TILE(7, packed) TILE(8, packed) TILE(9, packed) TILE(10, packed) TILE(11, packed) TILE(12, packed) \
+    TILE(13, packed)
+#else
+#define TILES(packed) \
+    TILE(1, packed) TILE(2, packed) TILE(3, packed) TILE(4, packed) TILE(5, packed) TILE(6, packed)
+#endif
+
+static void FN(tile)(long m, long blocks, long K, const void *a_, long lda, long a_step, const void *b_, long ldb,
+                     long second, void *acc_) {
+    const real *a = a_, *b = b_;
+    real *acc = acc_;
+    switch (m) { TILES(0) }
+}
+
+static void FN(tile_packed)(long m, long K, const void *a_, const void *b_, void *acc_) {
+    const real *a = a_, *b = b_;
+    real *acc = acc_;
+    const long blocks = 1, lda = 0, a_step = 0, ldb = PANEL, second = LANES;
+    switch (m) { TILES(1) }
+}
+
+/* A panel (K,PANEL) of a matrix whose rows are ldw apart: width[0] columns at w, width[1] at w + second. */
+static void FN(pack_panel)(long K, const void *w_, long ldw, long second, long width0, long width1, void *panel_) {
+    const real *w = w_;
+    real *panel = panel_;
+    for (long k = 0; k < K; k++, w += ldw, panel += PANEL) {
+        *(vec *)panel = FN(load)(w, width0);
+        *(vec *)(panel + LANES) = FN(load)(w + second, width1);
+    }
+}
+
+/* A panel (LANES,PANEL) of a transposed matrix: panel[k][j] = w[j * ldw + k] for k < K and j < columns, else 0. */
+static void FN(pack_transposed)(long K, const void *w_, long ldw, long columns, void *panel_) {
+    const real *w = w_;
+    real *panel = panel_;
+    for (long j = 0; j < PANEL; j++) {
+        vec row = j < columns ? FN(load)(w + j * ldw, K) : (vec){0};
+        UNROLL for (int k = 0; k < LANES; k++) panel[k * PANEL + j] = row[k];
+    }
+}
+
+/* m columns of K rows (lda apart) as the packed left operand of a product. */
+static void FN(pack_columns)(long K, const void *a_, long lda, long m, void *packed_) {
+    const real *a = a_;
+    real *packed = packed_;
+    if (m == ROWS)
+        for (long k = 0; k < K; k++, a += lda, packed += ROWS) __builtin_memcpy(packed, a, ROWS * sizeof(real));
+    else
+        for (long k = 0; k < K; k++, a += lda, packed += m)
+            for (long r = 0; r < m; r++) packed[r] = a[r];
+}
+
+/* ---- Rows of panels ---- */
+
+/* out (m,PANEL) = rows of a panel, or its first row again and again where rows is NULL. */
+static void FN(gather_rows)(long m, const void *panel_, const int64_t *rows, void *out_) {
+    const real *panel = panel_;
+    real *out = out_;
+    for (long r = 0; r < m; r++, out += PANEL) {
+        const real *row = panel + (rows ? rows[r] * PANEL : 0);
+        *(vec *)out = *(const vec *)row;
+        *(vec *)(out + LANES) = *(const vec *)(row + LANES);
+    }
+}
+
+/* out (.,PANEL): row rows[s] += row s of a panel (n,PANEL), in the order of s. */
+static void FN(scatter_add_rows)(long n, const void *panel_, const int64_t *rows, void *out_) {
+    const real *panel = panel_;
+    for (long s = 0; s < n; s++, panel += PANEL) {
+        real *out = (real *)out_ + rows[s] * PANEL;
+        *(vec *)out += *(const vec *)panel;
+        *(vec *)(out + LANES) += *(const vec *)(panel + LANES);
+    }
+}
+
+/* out = the sum of the rows of a panel (n,PANEL), added to what is in sum (PANEL). */
+static void FN(sum_rows)(long n, const void *panel_, void *sum_) {
+    const real *panel = panel_;
+    real *sum = sum_;
+    vec first = *(vec *)sum, second = *(vec *)(sum + LANES);
+    for (long s = 0; s < n; s++, panel += PANEL) {
+        first += *(const vec *)panel;
+        second += *(const vec *)(panel + LANES);
+    }
+    *(vec *)sum = first;
+    *(vec *)(sum + LANES) = second;
+}
+
+/* Rows (m,PANEL) to a matrix whose rows are ldx apart, the two halves `second` apart there; added if asked to. */
+static void FN(put_rows)(long m, const void *acc_, void *x_, long ldx, long second, long width0, long width1,
+                         int add) {
+    const real *acc = acc_;
+    real *x = x_;
+    for (long r = 0; r < m; r++, acc += PANEL, x += ldx) {
+        vec a0 = *(const vec *)acc, a1 = *(const vec *)(acc + LANES);
+        if (add) {
+            a0 += FN(load)(x, width0);
+            a1 += FN(load)(x + second, width1);
+        }
+        FN(store)(x, a0, width0);
+        FN(store)(x + second, a1, width1);
+    }
+}
+
+/* ---- Recurrent cells: LANES hidden units of m sequences ---- */
+
+/* a_if (m,PANEL): pre-activations of the gates i f; a_og: of o g. The other arrays (m,.) have rows ld apart, and
+   gates rows 4 ld apart, blocks of ld. gates may be NULL. Steps 3 4 5 of lstm_forward in numpy_kernels.py. */
+static void FN(lstm_cell)(long m, long width, const void *a_if_, const void *a_og_, const void *prev_c_, void *h_,
+                          void *c_, void *gates_, long ld) {
+    const real *a_if = a_if_, *a_og = a_og_, *prev_c = prev_c_;
+    real *h = h_, *c = c_, *gates = gates_;
+    for (long r = 0; r < m; r++) {
+        vec i = FN(sigmoid)(*(const vec *)(a_if + r * PANEL));
+        vec f = FN(sigmoid)(*(const vec *)(a_if + r * PANEL + LANES));
+        vec o = FN(sigmoid)(*(const vec *)(a_og + r * PANEL));
+        vec g = FN(vtanh)(*(const vec *)(a_og + r * PANEL + LANES));
+        vec c_new = f * FN(load)(prev_c + r * ld, width) + i * g;
+        FN(store)(c + r * ld, c_new, width);
+        FN(store)(h + r * ld, o * FN(vtanh)(c_new), width);
+        if (gates) {
+            real *row = gates + r * 4 * ld;
+            FN(store)(row, i, width);
+            FN(store)(row + ld, f, width);
+            FN(store)(row + 2 * ld, o, width);
+            FN(store)(row + 3 * ld, g, width);
+        }
+    }
+}
+
+/* da_if, da_og (m,PANEL) from dh, flowing (rows flowing_ld apart; NULL: zero), the states and gates; dc is updated.
+   lstm_backward in numpy_kernels.py has the equations. */
+static void FN(lstm_cell_backward)(long m, long width, const void *dh_, const void *flowing_, long flowing_ld,
+                                   const void *prev_c_, const void *c_, const void *gates_, void *dc_, void *da_if_,
+                                   void *da_og_, long ld) {
+    const real *dh = dh_, *flowing = flowing_, *prev_c = prev_c_, *c = c_, *gates = gates_;
+    real *dc = dc_, *da_if = da_if_, *da_og = da_og_;
+    for (long r = 0; r < m; r++) {
+        const real *row = gates + r * 4 * ld;
+        vec i = FN(load)(row, width), f = FN(load)(row + ld, width);
+        vec o = FN(load)(row + 2 * ld, width), g = FN(load)(row + 3 * ld, width);
+        vec tanh_c = FN(vtanh)(FN(load)(c + r * ld, width));
+        vec dh_r = FN(load)(dh + r * ld, width);
+        if (flowing) dh_r += FN(load)(flowing + r * flowing_ld, width);
+        vec dc_r = FN(load)(dc + r * ld, width) + dh_r * o * ((real)1 - tanh_c * tanh_c);
+        *(vec *)(da_if + r * PANEL) = dc_r * g * i * ((real)1 - i);
+        *(vec *)(da_if + r * PANEL + LANES) = dc_r * FN(load)(prev_c + r * ld, width) * f * ((real)1 - f);
+        *(vec *)(da_og + r * PANEL) = dh_r * tanh_c * o * ((real)1 - o);
+        *(vec *)(da_og + r * PANEL + LANES) = dc_r * i * ((real)1 - g * g);
+        FN(store)(dc + r * ld, dc_r * f, width);
+    }
+}
+
+/* h = tanh(a), a (m,PANEL) */
+static void FN(rnn_cell)(long m, long width0, long width1, const void *a_, void *h_, long ld) {
+    const real *a = a_;
+    real *h = h_;
+    for (long r = 0; r < m; r++, a += PANEL, h += ld) {
+        FN(store)(h, FN(vtanh)(*(const vec *)a), width0);
+        FN(store)(h + LANES, FN(vtanh)(*(const vec *)(a + LANES)), width1);
+    }
+}
+
+/* da (m,PANEL) = (dh + flowing) * (1 - h^2); flowing (m,PANEL) may be NULL and may be da */
+static void FN(rnn_cell_backward)(long m, long width0, long width1, const void *dh_, const void *flowing_,
+                                  const void *h_, void *da_, long ld) {
+    const real *dh = dh_, *flowing = flowing_, *h = h_;
+    real *da = da_;
+    for (long r = 0; r < m; r++)
+        for (long half = 0; half < 2; half++) {
+            long width = half ? width1 : width0, at = r * ld + half * LANES;
+            vec d = FN(load)(dh + at, width), h_r = FN(load)(h + at, width);
+            if (flowing) d += *(const vec *)(flowing + r * PANEL + half * LANES);
+            *(vec *)(da + r * PANEL + half * LANES) = d * ((real)1 - h_r * h_r);
+        }
+}
+
+/* ---- Softmax ---- */
+
+INLINE real FN(largest_of)(vec v) {
+    real largest = v[0];
+    for (int j = 1; j < LANES; j++) largest = v[j] > largest ? v[j] : largest;
+    return largest;
+}
+
+INLINE real FN(sum_of)(vec v) {
+    real sum = 0;
+    for (int j = 0; j < LANES; j++) sum += v[j];
+    return sum;
+}
+
+/* A row of V scores that stand in pieces of `piece` reals, `step` apart, becomes weight * (p - onehot(target)).
+   Returns nll. What is beyond V in the last piece is not touched. */
+static double FN(softmax_row)(long V, long piece, long step, void *scores_, int64_t target, double weight) {
+    real *scores = scores_;
+    vec highest = (vec){0} - (real)(IS_FLOAT ? 3.4e38 : 1.7e308);
+    for (long v = 0; v < V; v += LANES) {
+        real *at = scores + v / piece * step + v % piece;
+        vec x = FN(load)(at, V - v);
+        if (V - v < LANES)
+            for (long j = V - v; j < LANES; j++) x[j] = x[0];
+        highest = FN(vmax)(highest, x);
+    }
+    real largest = FN(largest_of)(highest);
+    real target_score = scores[target / piece * step + target % piece] - largest;
+    vec sums = {0};
+    for (long v = 0; v < V; v += LANES) {
+        real *at = scores + v / piece * step + v % piece;
+        vec e = FN(vexp)(FN(load)(at, V - v) - largest);
+        if (V - v < LANES)
+            for (long j = V - v; j < LANES; j++) e[j] = 0;
+        FN(store)(at, e, V - v);
+        sums += e;
+    }
+    real sum = FN(sum_of)(sums), factor = (real)weight / sum;
+    for (long v = 0; v < V; v += LANES) {
+        real *at = scores + v / piece * step + v % piece;
+        FN(store)(at, FN(load)(at, V - v) * factor, V - v);
+    }
+    scores[target / piece * step + target % piece] -= (real)weight;
+    return __builtin_log((double)sum) - target_score;
+}
+
+/* ---- Optimisers: n elements; numpy_kernels.py has the equations ---- */
+
+#define EACH(n) for (long j = 0, width = (n); j < (n); j += LANES, width -= LANES)
+
+static void FN(sgd)(long n, void *w_, const void *dw_, double rate) {
+    real *w = w_, learning_rate = (real)rate;
+    const real *dw = dw_;
+    EACH(n) FN(store)(w + j, FN(load)(w + j, width) - learning_rate * FN(load)(dw + j, width), width);
+}
+
+static void FN(sgd_momentum)(long n, void *w_, const void *dw_, void *velocity_, double rate, double momentum_) {
+    real *w = w_, *velocity = velocity_, learning_rate = (real)rate, momentum = (real)momentum_;
+    const real *dw = dw_;
+    EACH(n) {
+        vec v = momentum * FN(load)(velocity + j, width) - learning_rate * FN(load)(dw + j, width);
+        FN(store)(velocity + j, v, width);
+        FN(store)(w + j, FN(load)(w + j, width) + v, width);
+    }
+}
+
+INLINE vec FN(root)(vec x) {
+    for (int j = 0; j < LANES; j++) x[j] = IS_FLOAT ? __builtin_sqrtf(x[j]) : __builtin_sqrt(x[j]);
+    return x;
+}
+
+static void FN(rmsprop)(long n, void *w_, const void *dw_, void *cache_, double rate, double decay, double eps) {
+    real *w = w_, *cache = cache_, learning_rate = (real)rate, keep = (real)decay, take = (real)(1 - decay);
+    real epsilon = (real)eps;
+    const real *dw = dw_;
+    EACH(n) {
+        vec d = FN(load)(dw + j, width), v = keep * FN(load)(cache + j, width) + take * d * d;
+        FN(store)(cache + j, v, width);
+        FN(store)(w + j, FN(load)(w + j, width) - learning_rate * d / (FN(root)(v) + epsilon), width);
+    }
+}
+
+static void FN(adam)(long n, void *w_, const void *dw_, void *m_, void *v_, double rate, double beta1, double beta2,
+                     double eps, double correction1, double correction2) {
+    real *w = w_, *m = m_, *v = v_;
+    const real *dw = dw_;
+    const real keep1 = (real)beta1, take1 = (real)(1 - beta1), keep2 = (real)beta2, take2 = (real)(1 - beta2);
+    const real step = (real)(rate / correction1), scale = (real)(1 / correction2), epsilon = (real)eps;
+    EACH(n) {
+        vec d = FN(load)(dw + j, width);
+        vec m_new = keep1 * FN(load)(m + j, width) + take1 * d;
+        vec v_new = keep2 * FN(load)(v + j, width) + take2 * d * d;
+        FN(store)(m + j, m_new, width);
+        FN(store)(v + j, v_new, width);
+        FN(store)(w + j, FN(load)(w + j, width) - step * m_new / (FN(root)(v_new * scale) + epsilon), width);
+    }
+}
+
+const static struct lanes FN(lanes) = {
+    NAME, LANES, ROWS, FN(tile), FN(tile_packed), FN(pack_panel), FN(pack_transposed), FN(pack_columns),
+    FN(gather_rows), FN(scatter_add_rows), FN(sum_rows), FN(put_rows), FN(lstm_cell), FN(lstm_cell_backward),
+    FN(rnn_cell), FN(rnn_cell_backward), FN(softmax_row), FN(sgd), FN(sgd_momentum), FN(rmsprop), FN(adam),
+};
+
+#undef vec
+#undef ivec
+#undef PANEL
+#undef TILE
+#undef TILES
+#undef EACH
+#undef IS_FLOAT
+#undef MAGIC
+#undef LN2_HIGH
+#undef LN2_LOW
+#undef EXP_LOWEST
+#undef EXP_HIGHEST
