@@ -196,7 +196,7 @@ def set_num_threads(n: int) -> None:
     """Let the kernels, and NumPy's BLAS, run on ``n`` threads.
 
     Without any call the environment variable ``FASTRNN_NUM_THREADS`` decides. Without it compiled kernels
-    take one thread per physical core that the process may use, and BLAS keeps the number that it chose itself.
+    take one thread per physical core that the process may use, and BLAS keeps the number it chose itself.
     Raises ``ValueError`` unless ``n`` is a whole number of at least 1.
     """
     global _asked_threads
