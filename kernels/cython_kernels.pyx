@@ -24,17 +24,26 @@ cimport numpy as cnp
 cnp.import_array()
 
 cdef extern from "isa.h" nogil:
+    struct origin:
+        const void *panel
+        const int64_t *rows
+    struct place:
+        void *x
+        long ld, second, width0, width1
+        int add
     struct lanes:
         const char *isa
         long count
         long rows
-        void (*tile)(long m, long blocks, long K, const void *a, long lda, long a_step, const void *b, long ldb,
-                  long second, void *acc) noexcept nogil
-        void (*tile_packed)(long m, long K, const void *a, const void *b, void *acc) noexcept nogil
+        void (*tile)(long m, long K, const void *a, long lda, const void *b, long ldb, long second,
+                     const origin *begin, const place *to) noexcept nogil
+        void (*tile_of_panels)(long m, long panels, const void *a, long a_step, const void *b,
+                               const origin *begin, const place *to) noexcept nogil
+        void (*tile_of_columns)(long m, long K, const void *a, const void *b, const origin *begin,
+                                const place *to) noexcept nogil
         void (*pack_panel)(long K, const void *w, long ldw, long second, long width0, long width1, void *panel) noexcept nogil
         void (*pack_transposed)(long K, const void *w, long ldw, long columns, void *panel) noexcept nogil
         void (*pack_columns)(long K, const void *a, long lda, long m, void *packed) noexcept nogil
-        void (*gather_rows)(long m, const void *panel, const int64_t *rows, void *out) noexcept nogil
         void (*scatter_add_rows)(long n, const void *panel, const int64_t *rows, void *out) noexcept nogil
         void (*sum_rows)(long n, const void *panel, void *sum) noexcept nogil
         void (*put_rows)(long m, const void *acc, void *x, long ldx, long second, long width0, long width1, int add) noexcept nogil
@@ -197,6 +206,26 @@ cdef inline Columns columns_of(const lanes *on, long H, long gates, long p) noex
     return c
 
 
+cdef inline place place_of(void *x, long ld, Columns c, bint add) noexcept nogil:
+    """The first of some rows of a matrix, the columns of a panel."""
+    cdef place to
+    to.x, to.ld, to.second, to.width0, to.width1, to.add = x, ld, c.second, c.width0, c.width1, add
+    return to
+
+
+cdef inline place place_in_panel(const lanes *on, void *x) noexcept nogil:
+    """The first of some rows of a panel."""
+    cdef place to
+    to.x, to.ld, to.second, to.width0, to.width1, to.add = x, 2 * on.count, on.count, on.count, on.count, False
+    return to
+
+
+cdef inline origin start_with(void *panel, int64_t *rows) noexcept nogil:
+    cdef origin begin
+    begin.panel, begin.rows = panel, rows
+    return begin
+
+
 cdef inline long first_of(long n, int member, int team) noexcept nogil:
     """Where the share of a team's member begins; that of the next member is where it ends."""
     return n * member // team
@@ -242,23 +271,31 @@ cdef void pack_left(const lanes *on, real *a, long K, long M, long first, long l
         on.pack_columns(K, a + r, M, m, packed + r * K)
 
 
+cdef enum:
+    TOGETHER = 4  # panels that are multiplied with the same rows while these are in the cache
+
+
 cdef void project(
     const lanes *on, real *x, long M, long D, real *W, real *b, long H, long gates, long first, long last, real *out
 ) noexcept nogil:
     """Panels first to last of x (M,D) W + b; W and out are panels, b (gates H) is not."""
-    cdef long p, i, r, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef long g, group, p, i, r, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef char bias[TOGETHER * 128]
     cdef Columns c
-    cdef char bias[TILE_BYTES]
-    cdef real *acc
-    for p in range(first, last):
-        c = columns_of(on, H, gates, p)
-        on.pack_panel(1, b + c.start, 0, c.second, c.width0, c.width1, bias)
+    cdef origin begin
+    cdef place to
+    for g in range((last - first + TOGETHER - 1) // TOGETHER):
+        group = first + g * TOGETHER
+        for p in range(group, min(group + TOGETHER, last)):
+            c = columns_of(on, H, gates, p)
+            on.pack_panel(1, b + c.start, 0, c.second, c.width0, c.width1, <real *>bias + (p - group) * PANEL)
         for i in range(tiles):
             r = first_of(M, i, tiles)
             m = first_of(M, i + 1, tiles) - r
-            acc = out + (p * M + r) * PANEL
-            on.gather_rows(m, bias, NULL, acc)
-            on.tile(m, 1, D, x + r * D, D, 0, W + p * D * PANEL, PANEL, on.count, acc)
+            for p in range(group, min(group + TOGETHER, last)):
+                begin = start_with(<real *>bias + (p - group) * PANEL, NULL)
+                to = place_in_panel(on, out + (p * M + r) * PANEL)
+                on.tile(m, D, x + r * D, D, W + p * D * PANEL, PANEL, on.count, &begin, &to)
 
 
 cdef void times_transposed(
@@ -268,44 +305,45 @@ cdef void times_transposed(
 
     Row r of the product becomes row at[r] of out, row r where at is NULL.
     """
-    cdef long q, i, r, j, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef long g, group, q, i, r, j, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef char rows[TILE_BYTES]
     cdef Columns c
-    cdef char acc[TILE_BYTES]
-    for q in range(first, last):
-        c = columns_of(on, K, 1, q)
+    cdef origin begin = start_with(NULL, NULL)
+    cdef place to
+    for g in range((last - first + TOGETHER - 1) // TOGETHER):
+        group = first + g * TOGETHER
         for i in range(tiles):
             r = first_of(M, i, tiles)
             m = first_of(M, i + 1, tiles) - r
-            memset(acc, 0, TILE_BYTES)
-            on.tile(
-                m, P, PANEL, a + r * PANEL, PANEL, M * PANEL, WT + q * P * PANEL * PANEL, PANEL, on.count, acc
-            )
-            if at == NULL:
-                on.put_rows(m, acc, out + r * K + c.start, K, c.second, c.width0, c.width1, 0)
-            else:
-                for j in range(m):
-                    on.put_rows(
-                        1, <real *>acc + j * PANEL, out + at[r + j] * K + c.start, K, c.second, c.width0, c.width1, 0
-                    )
+            for q in range(group, min(group + TOGETHER, last)):
+                c = columns_of(on, K, 1, q)
+                to = place_of(out + r * K + c.start, K, c, False) if at == NULL else place_in_panel(on, rows)
+                on.tile_of_panels(m, P, a + r * PANEL, M * PANEL, WT + q * P * PANEL * PANEL, &begin, &to)
+                if at != NULL:
+                    for j in range(m):
+                        on.put_rows(
+                            1, <real *>rows + j * PANEL, out + at[r + j] * K + c.start, K, c.second, c.width0,
+                            c.width1, 0,
+                        )
 
 
 cdef void transposed_times(
-    const lanes *on, real *left, long M, long K, real *b, long H, long gates, long first, long last, real *out, int add
+    const lanes *on, real *left, long M, long K, real *b, long H, long gates, long first, long last, real *out, bint add
 ) noexcept nogil:
     """Columns of panels first to last of a^T B: left is a (K,M) packed by pack_left, B is panels, out (M, gates H) not."""
-    cdef long p, i, r, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef long g, group, p, i, r, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
     cdef Columns c
-    cdef char acc[TILE_BYTES]
-    for p in range(first, last):
-        c = columns_of(on, H, gates, p)
+    cdef origin begin = start_with(NULL, NULL)
+    cdef place to
+    for g in range((last - first + TOGETHER - 1) // TOGETHER):
+        group = first + g * TOGETHER
         for i in range(tiles):
             r = first_of(M, i, tiles)
             m = first_of(M, i + 1, tiles) - r
-            memset(acc, 0, TILE_BYTES)
-            on.tile_packed(m, K, left + r * K, b + p * K * PANEL, acc)
-            on.put_rows(
-                m, acc, out + r * gates * H + c.start, gates * H, c.second, c.width0, c.width1, add
-            )
+            for p in range(group, min(group + TOGETHER, last)):
+                c = columns_of(on, H, gates, p)
+                to = place_of(out + r * gates * H + c.start, gates * H, c, add)
+                on.tile_of_columns(m, K, left + r * K, b + p * K * PANEL, &begin, &to)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -403,6 +441,8 @@ cdef void _forward(Layer *layer, real *scratch, int me, int team) noexcept nogil
     cdef int64_t *rows = layer.rows
     cdef char acc[2 * TILE_BYTES]
     cdef real *a = <real *>acc
+    cdef origin begin
+    cdef place to
     cdef long t, q, p, i, r, m, n, half, tiles, unit
     pack(on, <real *>layer.Wx, D, H, gates, first, last, Wx)
     pack(on, <real *>layer.Wh, H, H, gates, first, last, Wh)
@@ -417,10 +457,9 @@ cdef void _forward(Layer *layer, real *scratch, int me, int team) noexcept nogil
                 r = first_of(n, i, tiles)
                 m = first_of(n, i + 1, tiles) - r
                 for half in range(pair):  # 2
-                    on.gather_rows(m, ax + (p + half) * U * PANEL, rows + r, a + half * m * PANEL)
-                    on.tile(
-                        m, 1, H, prev_h + r * H, H, 0, Wh + (p + half) * H * PANEL, PANEL, LANES, a + half * m * PANEL
-                    )
+                    begin = start_with(ax + (p + half) * U * PANEL, rows + r)
+                    to = place_in_panel(on, a + half * m * PANEL)
+                    on.tile(m, H, prev_h + r * H, H, Wh + (p + half) * H * PANEL, PANEL, LANES, &begin, &to)
                 if gates == 4:  # 3 4 5
                     on.lstm_cell(
                         m, min(LANES, H - unit), a, a + m * PANEL, prev_c + r * H + unit, h + r * H + unit,
@@ -510,6 +549,8 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
     cdef real *flowing = <real *>acc
     cdef long t, q, p, i, r, m, n, s, alive, tiles, start, width
     cdef Columns columns
+    cdef origin begin = start_with(NULL, NULL)
+    cdef place to = place_in_panel(on, flowing)
     if dc == NULL:
         dc = left_x + U * D  # (N,H)
     pack_transposed(on, <real *>layer.Wh, H, H, gates, first, last, WhT)
@@ -531,10 +572,9 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
             for i in range(tiles):
                 r = first_of(alive, i, tiles)
                 m = first_of(alive, i + 1, tiles) - r
-                memset(acc, 0, TILE_BYTES)
-                on.tile(
-                    m, P, PANEL, da + (s + n + r if t >= 0 else r) * PANEL, PANEL, S * PANEL,
-                    WhT + q * P * PANEL * PANEL, PANEL, LANES, flowing,
+                on.tile_of_panels(
+                    m, P, da + (s + n + r if t >= 0 else r) * PANEL, S * PANEL, WhT + q * P * PANEL * PANEL,
+                    &begin, &to,
                 )
                 _step_backward(layer, t, s, r, m, q, flowing, dc, da)
             tiles = tiles_of(on, n - alive)
@@ -633,13 +673,13 @@ cdef enum:
 
 
 cdef void _product_of_panel(
-    const lanes *on, real *x, long m, long D, real *W, long ldw, Columns c, int packed, real *acc
+    const lanes *on, real *x, long m, long D, real *W, long ldw, Columns c, int packed, origin begin, place to
 ) noexcept nogil:
-    """acc += x (m,D) times a panel of W, which is packed at W or else stands in a matrix with rows ldw apart."""
+    """x (m,D) times a panel of W, which is packed at W or else stands in a matrix with rows ldw apart."""
     if packed:
-        on.tile(m, 1, D, x, D, 0, W, 2 * on.count, on.count, acc)
+        on.tile(m, D, x, D, W, 2 * on.count, on.count, &begin, &to)
     else:
-        on.tile(m, 1, D, x, D, 0, W + c.start, ldw, c.second, acc)
+        on.tile(m, D, x, D, W + c.start, ldw, c.second, &begin, &to)
 
 
 cdef struct Step:
@@ -701,6 +741,7 @@ cdef void _step(Step *step, real *panels, int me, int team) noexcept nogil:
     cdef real *right
     cdef real *at
     cdef char acc[2 * TILE_BYTES]
+    cdef int64_t order[13]
     cdef long q, p, half, i, j, r, m, unit
     cdef int packed
     cdef Columns c
@@ -718,13 +759,15 @@ cdef void _step(Step *step, real *panels, int me, int team) noexcept nogil:
                 c = columns_of(on, H, gates, p + half)
                 at = <real *>acc + half * m * PANEL
                 for j in range(m):
+                    order[j] = j
                     on.pack_panel(
                         1, a + step.rows[r + j] * gates * H + c.start, 0, c.second, c.width0, c.width1,
                         at + j * PANEL,
                     )
                 right = panels + (p + half) * H * PANEL if packed else Wh
                 _product_of_panel(
-                    on, <real *>step.prev_h + r * H, m, H, right, gates * H, c, packed, at
+                    on, <real *>step.prev_h + r * H, m, H, right, gates * H, c, packed, start_with(at, order),
+                    place_in_panel(on, at),
                 )
             if gates == 4:
                 on.lstm_cell(
@@ -774,8 +817,7 @@ cdef void _affine_forward(
     cdef long p, i, r, m
     cdef int packed
     cdef Columns c
-    cdef char bias[TILE_BYTES]
-    cdef char acc[TILE_BYTES]
+    cdef char bias[128]
     for p in range(first_of(P, me, team), first_of(P, me + 1, team)):
         c = columns_of(on, K, 1, p)
         packed = M >= PACK_FROM or c.width1 < on.count
@@ -785,11 +827,10 @@ cdef void _affine_forward(
         for i in range(tiles):
             r = first_of(M, i, tiles)
             m = first_of(M, i + 1, tiles) - r
-            on.gather_rows(m, bias, NULL, acc)
             _product_of_panel(
-                on, x + r * D, m, D, panels + p * D * PANEL if packed else W, K, c, packed, <real *>acc
+                on, x + r * D, m, D, panels + p * D * PANEL if packed else W, K, c, packed, start_with(bias, NULL),
+                place_of(out + r * K + c.start, K, c, False),
             )
-            on.put_rows(m, acc, out + r * K + c.start, K, c.second, c.width0, c.width1, 0)
 
 
 def affine_backward(
@@ -1022,6 +1063,7 @@ cdef void _vocab_loss(Vocabulary *v, real *scratch, int me, int team) noexcept n
     cdef real *dh = <real *>v.dh
     cdef real *h
     cdef int64_t *kept
+    cdef bint holes  # between the rows of a block
     cdef Columns c
     cdef char acc[TILE_BYTES]
     pack(on, <real *>v.W, H, V, 1, first, last, W)
@@ -1041,7 +1083,8 @@ cdef void _vocab_loss(Vocabulary *v, real *scratch, int me, int team) noexcept n
         n = min(v.R, v.K - start)
         kept = v.kept + start
         h = <real *>v.h + kept[0] * H
-        if kept[n - 1] - kept[0] + 1 > n:
+        holes = kept[n - 1] - kept[0] + 1 > n
+        if holes:
             for s in range(first_of(n, me, team), first_of(n, me + 1, team)):
                 memcpy(rows + s * H, <real *>v.h + kept[s] * H, H * sizeof(real))
             h = rows
@@ -1057,7 +1100,8 @@ cdef void _vocab_loss(Vocabulary *v, real *scratch, int me, int team) noexcept n
         wait_for_team()
         if dh != NULL:
             times_transposed(
-                on, scores, n, P, WT, H, first_of(Q, me, team), first_of(Q, me + 1, team), dh, kept
+                on, scores, n, P, WT, H, first_of(Q, me, team), first_of(Q, me + 1, team),
+                dh if holes else dh + kept[0] * H, kept if holes else NULL,
             )
         if v.dW != NULL:
             transposed_times(on, left, H, n, scores, V, 1, first, last, <real *>v.dW, start > 0)

@@ -13,18 +13,35 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* What the sums of a tile begin with: row r with row rows[r] of a panel, or every row with its first one where rows is
+   NULL; with zeros where panel is NULL. */
+struct origin {
+    const void *panel;
+    const int64_t *rows;
+};
+
+/* Where a tile goes: rows ld apart, width0 columns at x and width1 columns `second` after it, added to what is there
+   if asked to. */
+struct place {
+    void *x;
+    long ld, second, width0, width1;
+    int add;
+};
+
 /* What lanes.h offers for one instruction set and type; pointers are to reals of that type. */
 struct lanes {
     const char *isa;
     long count; /* reals in a vector register; a panel is twice as wide */
     long rows;  /* of a tile */
-    void (*tile)(long m, long blocks, long K, const void *a, long lda, long a_step, const void *b, long ldb,
-                 long second, void *acc);
-    void (*tile_packed)(long m, long K, const void *a, const void *b, void *acc);
+    void (*tile)(long m, long K, const void *a, long lda, const void *b, long ldb, long second,
+                 const struct origin *origin, const struct place *place);
+    void (*tile_of_panels)(long m, long panels, const void *a, long a_step, const void *b,
+                           const struct origin *origin, const struct place *place);
+    void (*tile_of_columns)(long m, long K, const void *a, const void *b, const struct origin *origin,
+                            const struct place *place);
     void (*pack_panel)(long K, const void *w, long ldw, long second, long width0, long width1, void *panel);
     void (*pack_transposed)(long K, const void *w, long ldw, long columns, void *panel);
     void (*pack_columns)(long K, const void *a, long lda, long m, void *packed);
-    void (*gather_rows)(long m, const void *panel, const int64_t *rows, void *out);
     void (*scatter_add_rows)(long n, const void *panel, const int64_t *rows, void *out);
     void (*sum_rows)(long n, const void *panel, void *sum);
     void (*put_rows)(long m, const void *acc, void *x, long ldx, long second, long width0, long width1, int add);

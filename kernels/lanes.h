@@ -105,58 +105,88 @@ INLINE vec FN(vtanh)(vec x) {
 
 /* ---- Products ---- */
 
-/* acc (m,PANEL) += A (m,K) B (K,PANEL). A's element (r,k) is a[r * lda + k], or a[k * m + r] where it is packed;
-   after each K columns A goes on a_step further, `blocks` times. B's rows are ldb apart, its second half `second`
-   after its first. m and packed are constants where this is inlined, so acc stays in registers. */
-INLINE void FN(tile_of)(const int m, const int packed, long blocks, long K, const real *a, long lda, long a_step,
-                        const real *b, long ldb, long second, real *acc) {
+/* A tile of A B: A (m,K), B (K,PANEL). What its sums begin with and where they go, isa.h tells. B's rows are ldb apart,
+   its second half `second` after its first. A's element (r,k) is a[r * lda + k * step]; its columns come in `blocks`
+   of K, which are a_step apart. m, and lda and step where they are constants, are known where this is inlined, so
+   that the sums stay in registers and addresses cost nothing. */
+INLINE void FN(tile_of)(const int m, long blocks, long K, const real *a, long lda, long step, long a_step,
+                        const real *b, long ldb, long second, const struct origin *origin, const struct place *place) {
     vec sum[ROWS][2];
-    UNROLL for (int r = 0; r < m; r++) {
-        sum[r][0] = *(const vec *)(acc + r * PANEL);
-        sum[r][1] = *(const vec *)(acc + r * PANEL + LANES);
-    }
-    for (long block = 0; block < blocks; block++) {
-        const real *ab = a + block * a_step;
-        for (long k = 0; k < K; k++) {
+    const real *from = origin->panel;
+    if (!from)
+        UNROLL for (int r = 0; r < m; r++) sum[r][0] = sum[r][1] = (vec){0};
+    else
+        UNROLL for (int r = 0; r < m; r++) {
+            const real *row = from + (origin->rows ? origin->rows[r] * PANEL : 0);
+            sum[r][0] = *(const vec *)row;
+            sum[r][1] = *(const vec *)(row + LANES);
+        }
+    for (long block = 0; block < blocks; block++, a += a_step) {
+        const real *at = a;
+        if (a_step) /* too far away for the processor to expect it */
+            UNROLL for (int r = 0; r < m; r++) {
+                __builtin_prefetch(a + a_step + r * lda);
+                __builtin_prefetch(a + a_step + r * lda + LANES);
+            }
+        for (long k = 0; k < K; k++, at += step, b += ldb) {
             vec b0 = *(const vec *)b, b1 = *(const vec *)(b + second);
             UNROLL for (int r = 0; r < m; r++) {
-                real x = packed ? ab[k * m + r] : ab[r * lda + k];
-                sum[r][0] += x * b0;
-                sum[r][1] += x * b1;
+                sum[r][0] += at[r * lda] * b0;
+                sum[r][1] += at[r * lda] * b1;
             }
-            b += ldb;
         }
     }
-    UNROLL for (int r = 0; r < m; r++) {
-        *(vec *)(acc + r * PANEL) = sum[r][0];
-        *(vec *)(acc + r * PANEL + LANES) = sum[r][1];
-    }
+    real *x = place->x, *y = x + place->second;
+    const long ld = place->ld, width0 = place->width0, width1 = place->width1;
+    if (place->add)
+        UNROLL for (int r = 0; r < m; r++) {
+            sum[r][0] += FN(load)(x + r * ld, width0);
+            sum[r][1] += FN(load)(y + r * ld, width1);
+        }
+    if (width1 >= LANES)
+        UNROLL for (int r = 0; r < m; r++) {
+            *(vec *)(x + r * ld) = sum[r][0];
+            *(vec *)(y + r * ld) = sum[r][1];
+        }
+    else
+        for (int r = 0; r < m; r++) {
+            FN(store)(x + r * ld, sum[r][0], width0);
+            FN(store)(y + r * ld, sum[r][1], width1);
+        }
 }
 
-#define TILE(m, packed) \
-    case m: FN(tile_of)(m, packed, blocks, K, a, lda, a_step, b, ldb, second, acc); break;
 #if ROWS > 6
-#define TILES(packed) \
-    TILE(1, packed) TILE(2, packed) TILE(3, packed) TILE(4, packed) TILE(5, packed) TILE(6, packed) \
-    TILE(7, packed) TILE(8, packed) TILE(9, packed) TILE(10, packed) TILE(11, packed) TILE(12, packed) \
-    TILE(13, packed)
+#define FOR_EACH_HEIGHT(TILE) \
+    TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13)
 #else
-#define TILES(packed) \
-    TILE(1, packed) TILE(2, packed) TILE(3, packed) TILE(4, packed) TILE(5, packed) TILE(6, packed)
+#define FOR_EACH_HEIGHT(TILE) TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
 #endif
 
-static void FN(tile)(long m, long blocks, long K, const void *a_, long lda, long a_step, const void *b_, long ldb,
-                     long second, void *acc_) {
+/* A is a matrix whose rows are lda apart. */
+static void FN(tile)(long m, long K, const void *a_, long lda, const void *b_, long ldb, long second,
+                     const struct origin *origin, const struct place *place) {
     const real *a = a_, *b = b_;
-    real *acc = acc_;
-    switch (m) { TILES(0) }
+#define TILE(m) case m: FN(tile_of)(m, 1, K, a, lda, 1, 0, b, ldb, second, origin, place); break;
+    switch (m) { FOR_EACH_HEIGHT(TILE) }
+#undef TILE
 }
 
-static void FN(tile_packed)(long m, long K, const void *a_, const void *b_, void *acc_) {
+/* A is some rows of panels that are a_step apart. */
+static void FN(tile_of_panels)(long m, long panels, const void *a_, long a_step, const void *b_,
+                               const struct origin *origin, const struct place *place) {
     const real *a = a_, *b = b_;
-    real *acc = acc_;
-    const long blocks = 1, lda = 0, a_step = 0, ldb = PANEL, second = LANES;
-    switch (m) { TILES(1) }
+#define TILE(m) case m: FN(tile_of)(m, panels, PANEL, a, PANEL, 1, a_step, b, PANEL, LANES, origin, place); break;
+    switch (m) { FOR_EACH_HEIGHT(TILE) }
+#undef TILE
+}
+
+/* A^T is packed by pack_columns. */
+static void FN(tile_of_columns)(long m, long K, const void *a_, const void *b_, const struct origin *origin,
+                                const struct place *place) {
+    const real *a = a_, *b = b_;
+#define TILE(m) case m: FN(tile_of)(m, 1, K, a, 1, m, 0, b, PANEL, LANES, origin, place); break;
+    switch (m) { FOR_EACH_HEIGHT(TILE) }
+#undef TILE
 }
 
 /* A panel (K,PANEL) of a matrix whose rows are ldw apart: width[0] columns at w, width[1] at w + second. */
@@ -169,13 +199,42 @@ static void FN(pack_panel)(long K, const void *w_, long ldw, long second, long w
     }
 }
 
+#if !defined(__clang__)
+/* LANES rows become LANES columns: each of the log2(LANES) rounds interleaves the first half of the rows with the
+   second. */
+INLINE void FN(transpose)(vec *rows) {
+    ivec low, high;
+    UNROLL for (int j = 0; j < LANES; j++) low[j] = j / 2 + j % 2 * LANES, high[j] = low[j] + LANES / 2;
+    UNROLL for (int round = 1; round < LANES; round *= 2) {
+        vec next[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    }
+}
+#else
+INLINE void FN(transpose)(vec *rows) {
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            real swapped = rows[i][j];
+            rows[i][j] = rows[j][i];
+            rows[j][i] = swapped;
+        }
+}
+#endif
+
 /* A panel (LANES,PANEL) of a transposed matrix: panel[k][j] = w[j * ldw + k] for k < K and j < columns, else 0. */
 static void FN(pack_transposed)(long K, const void *w_, long ldw, long columns, void *panel_) {
     const real *w = w_;
     real *panel = panel_;
-    for (long j = 0; j < PANEL; j++) {
-        vec row = j < columns ? FN(load)(w + j * ldw, K) : (vec){0};
-        UNROLL for (int k = 0; k < LANES; k++) panel[k * PANEL + j] = row[k];
+    for (long half = 0; half < PANEL; half += LANES) {
+        vec rows[LANES];
+        UNROLL for (int j = 0; j < LANES; j++)
+            rows[j] = half + j < columns ? FN(load)(w + (half + j) * ldw, K) : (vec){0};
+        FN(transpose)(rows);
+        UNROLL for (int k = 0; k < LANES; k++) *(vec *)(panel + k * PANEL + half) = rows[k];
     }
 }
 
@@ -191,17 +250,6 @@ static void FN(pack_columns)(long K, const void *a_, long lda, long m, void *pac
 }
 
 /* ---- Rows of panels ---- */
-
-/* out (m,PANEL) = rows of a panel, or its first row again and again where rows is NULL. */
-static void FN(gather_rows)(long m, const void *panel_, const int64_t *rows, void *out_) {
-    const real *panel = panel_;
-    real *out = out_;
-    for (long r = 0; r < m; r++, out += PANEL) {
-        const real *row = panel + (rows ? rows[r] * PANEL : 0);
-        *(vec *)out = *(const vec *)row;
-        *(vec *)(out + LANES) = *(const vec *)(row + LANES);
-    }
-}
 
 /* out (.,PANEL): row rows[s] += row s of a panel (n,PANEL), in the order of s. */
 static void FN(scatter_add_rows)(long n, const void *panel_, const int64_t *rows, void *out_) {
@@ -414,16 +462,15 @@ static void FN(adam)(long n, void *w_, const void *dw_, void *m_, void *v_, doub
 }
 
 const static struct lanes FN(lanes) = {
-    NAME, LANES, ROWS, FN(tile), FN(tile_packed), FN(pack_panel), FN(pack_transposed), FN(pack_columns),
-    FN(gather_rows), FN(scatter_add_rows), FN(sum_rows), FN(put_rows), FN(lstm_cell), FN(lstm_cell_backward),
+    NAME, LANES, ROWS, FN(tile), FN(tile_of_panels), FN(tile_of_columns), FN(pack_panel), FN(pack_transposed), FN(pack_columns),
+    FN(scatter_add_rows), FN(sum_rows), FN(put_rows), FN(lstm_cell), FN(lstm_cell_backward),
     FN(rnn_cell), FN(rnn_cell_backward), FN(softmax_row), FN(sgd), FN(sgd_momentum), FN(rmsprop), FN(adam),
 };
 
 #undef vec
 #undef ivec
 #undef PANEL
-#undef TILE
-#undef TILES
+#undef FOR_EACH_HEIGHT
 #undef EACH
 #undef IS_FLOAT
 #undef MAGIC
