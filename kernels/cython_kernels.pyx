@@ -273,6 +273,7 @@ cdef void pack_left(const lanes *on, real *a, long K, long M, long first, long l
 
 cdef enum:
     TOGETHER = 4  # panels that are multiplied with the same rows while these are in the cache
+    DEPTH = 2048  # rows of panels that are summed at a time
 
 
 cdef void project(
@@ -330,20 +331,29 @@ cdef void times_transposed(
 cdef void transposed_times(
     const lanes *on, real *left, long M, long K, real *b, long H, long gates, long first, long last, real *out, bint add
 ) noexcept nogil:
-    """Columns of panels first to last of a^T B: left is a (K,M) packed by pack_left, B is panels, out (M, gates H) not."""
-    cdef long g, group, p, i, r, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    """Columns of panels first to last of a^T B: left is a (K,M) packed by pack_left, B is panels, out (M, gates H) not.
+
+    In parts of at most DEPTH rows of B, so that those of a group of panels stay in the cache.
+    """
+    cdef long g, group, part, p, i, r, m, k, depth, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef long parts = max((K + DEPTH - 1) // DEPTH, 1)
     cdef Columns c
     cdef origin begin = start_with(NULL, NULL)
     cdef place to
     for g in range((last - first + TOGETHER - 1) // TOGETHER):
         group = first + g * TOGETHER
-        for i in range(tiles):
-            r = first_of(M, i, tiles)
-            m = first_of(M, i + 1, tiles) - r
-            for p in range(group, min(group + TOGETHER, last)):
-                c = columns_of(on, H, gates, p)
-                to = place_of(out + r * gates * H + c.start, gates * H, c, add)
-                on.tile_of_columns(m, K, left + r * K, b + p * K * PANEL, &begin, &to)
+        for part in range(parts):
+            k = first_of(K, part, parts)
+            depth = first_of(K, part + 1, parts) - k
+            for i in range(tiles):
+                r = first_of(M, i, tiles)
+                m = first_of(M, i + 1, tiles) - r
+                for p in range(group, min(group + TOGETHER, last)):
+                    c = columns_of(on, H, gates, p)
+                    to = place_of(out + r * gates * H + c.start, gates * H, c, add or part > 0)
+                    on.tile_of_columns(
+                        m, depth, left + r * K + k * m, b + (p * K + k) * PANEL, &begin, &to
+                    )
 
 
 # ---------------------------------------------------------------------------------------------------
