@@ -272,8 +272,14 @@ cdef void pack_left(const lanes *on, real *a, long K, long M, long first, long l
 
 
 cdef enum:
-    TOGETHER = 4  # panels that are multiplied with the same rows while these are in the cache
+    GROUP_BYTES = 1 << 19  # of panels that are multiplied with the same rows while these are in the cache
+    GROUP = 16  # such panels at most
     DEPTH = 2048  # rows of panels that are summed at a time
+
+
+cdef inline long group_of(const lanes *on, long rows, long size) noexcept nogil:
+    """How many panels, of so many rows of reals of that size, are a group."""
+    return max(min(GROUP_BYTES // (max(rows, 1) * 2 * on.count * size), GROUP), 1)
 
 
 cdef void project(
@@ -281,19 +287,20 @@ cdef void project(
 ) noexcept nogil:
     """Panels first to last of x (M,D) W + b; W and out are panels, b (gates H) is not."""
     cdef long g, group, p, i, r, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
-    cdef char bias[TOGETHER * 128]
+    cdef long each = group_of(on, D, sizeof(real))
+    cdef char bias[GROUP * 128]
     cdef Columns c
     cdef origin begin
     cdef place to
-    for g in range((last - first + TOGETHER - 1) // TOGETHER):
-        group = first + g * TOGETHER
-        for p in range(group, min(group + TOGETHER, last)):
+    for g in range((last - first + each - 1) // each):
+        group = first + g * each
+        for p in range(group, min(group + each, last)):
             c = columns_of(on, H, gates, p)
             on.pack_panel(1, b + c.start, 0, c.second, c.width0, c.width1, <real *>bias + (p - group) * PANEL)
         for i in range(tiles):
             r = first_of(M, i, tiles)
             m = first_of(M, i + 1, tiles) - r
-            for p in range(group, min(group + TOGETHER, last)):
+            for p in range(group, min(group + each, last)):
                 begin = start_with(<real *>bias + (p - group) * PANEL, NULL)
                 to = place_in_panel(on, out + (p * M + r) * PANEL)
                 on.tile(m, D, x + r * D, D, W + p * D * PANEL, PANEL, on.count, &begin, &to)
@@ -307,16 +314,17 @@ cdef void times_transposed(
     Row r of the product becomes row at[r] of out, row r where at is NULL.
     """
     cdef long g, group, q, i, r, j, m, PANEL = 2 * on.count, tiles = tiles_of(on, M)
+    cdef long each = group_of(on, P * PANEL, sizeof(real))
     cdef char rows[TILE_BYTES]
     cdef Columns c
     cdef origin begin = start_with(NULL, NULL)
     cdef place to
-    for g in range((last - first + TOGETHER - 1) // TOGETHER):
-        group = first + g * TOGETHER
+    for g in range((last - first + each - 1) // each):
+        group = first + g * each
         for i in range(tiles):
             r = first_of(M, i, tiles)
             m = first_of(M, i + 1, tiles) - r
-            for q in range(group, min(group + TOGETHER, last)):
+            for q in range(group, min(group + each, last)):
                 c = columns_of(on, K, 1, q)
                 to = place_of(out + r * K + c.start, K, c, False) if at == NULL else place_in_panel(on, rows)
                 on.tile_of_panels(m, P, a + r * PANEL, M * PANEL, WT + q * P * PANEL * PANEL, &begin, &to)
@@ -336,19 +344,19 @@ cdef void transposed_times(
     In parts of at most DEPTH rows of B, so that those of a group of panels stay in the cache.
     """
     cdef long g, group, part, p, i, r, m, k, depth, PANEL = 2 * on.count, tiles = tiles_of(on, M)
-    cdef long parts = max((K + DEPTH - 1) // DEPTH, 1)
+    cdef long parts = max((K + DEPTH - 1) // DEPTH, 1), each = group_of(on, K // parts, sizeof(real))
     cdef Columns c
     cdef origin begin = start_with(NULL, NULL)
     cdef place to
-    for g in range((last - first + TOGETHER - 1) // TOGETHER):
-        group = first + g * TOGETHER
+    for g in range((last - first + each - 1) // each):
+        group = first + g * each
         for part in range(parts):
             k = first_of(K, part, parts)
             depth = first_of(K, part + 1, parts) - k
             for i in range(tiles):
                 r = first_of(M, i, tiles)
                 m = first_of(M, i + 1, tiles) - r
-                for p in range(group, min(group + TOGETHER, last)):
+                for p in range(group, min(group + each, last)):
                     c = columns_of(on, H, gates, p)
                     to = place_of(out + r * gates * H + c.start, gates * H, c, add or part > 0)
                     on.tile_of_columns(
@@ -557,7 +565,8 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
     cdef real *prev_h
     cdef char acc[TILE_BYTES]
     cdef real *flowing = <real *>acc
-    cdef long t, q, p, i, r, m, n, s, alive, tiles, start, width
+    cdef long t, g, group, q, p, i, r, m, n, s, alive, tiles, start, width
+    cdef long each = group_of(on, P * PANEL, sizeof(real))
     cdef Columns columns
     cdef origin begin = start_with(NULL, NULL)
     cdef place to = place_in_panel(on, flowing)
@@ -577,21 +586,24 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
         s = s - n if t >= 0 else 0
         if t < 0 and dh0 == NULL:
             break
-        for q in range(first, last):
+        for g in range((last - first + each - 1) // each):
+            group = first + g * each
             tiles = tiles_of(on, alive)
             for i in range(tiles):
                 r = first_of(alive, i, tiles)
                 m = first_of(alive, i + 1, tiles) - r
-                on.tile_of_panels(
-                    m, P, da + (s + n + r if t >= 0 else r) * PANEL, S * PANEL, WhT + q * P * PANEL * PANEL,
-                    &begin, &to,
-                )
-                _step_backward(layer, t, s, r, m, q, flowing, dc, da)
+                for q in range(group, min(group + each, last)):
+                    on.tile_of_panels(
+                        m, P, da + (s + n + r if t >= 0 else r) * PANEL, S * PANEL, WhT + q * P * PANEL * PANEL,
+                        &begin, &to,
+                    )
+                    _step_backward(layer, t, s, r, m, q, flowing, dc, da)
             tiles = tiles_of(on, n - alive)
             for i in range(tiles):
                 r = alive + first_of(n - alive, i, tiles)
                 m = alive + first_of(n - alive, i + 1, tiles) - r
-                _step_backward(layer, t, s, r, m, q, <real *>NULL, dc, da)
+                for q in range(group, min(group + each, last)):
+                    _step_backward(layer, t, s, r, m, q, <real *>NULL, dc, da)
         alive = n
         wait_for_team()
     # what follows owns panels of all gates

@@ -80,6 +80,7 @@ struct lanes {
 #define integer int32_t
 #define LANES 4
 #define FN(name) name##_f32_generic
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer
@@ -89,6 +90,7 @@ struct lanes {
 #define integer int64_t
 #define LANES 2
 #define FN(name) name##_f64_generic
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer
@@ -104,6 +106,7 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt")
 #define integer int32_t
 #define LANES 4
 #define FN(name) name##_f32_v2
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer
@@ -113,6 +116,7 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt")
 #define integer int64_t
 #define LANES 2
 #define FN(name) name##_f64_v2
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer
@@ -127,6 +131,7 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,fma,bmi,bmi2")
 #define integer int32_t
 #define LANES 8
 #define FN(name) name##_f32_v3
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer
@@ -136,6 +141,7 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,fma,bmi,bmi2")
 #define integer int64_t
 #define LANES 4
 #define FN(name) name##_f64_v3
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer
@@ -146,12 +152,20 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,fma,bmi,bmi2")
 END_TARGET
 
 BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")
+/* An estimate to 14 bits and a step of Newton's, which is twice as fast as a division. */
+typedef float __v16sf_v4 __attribute__((vector_size(64)));
+typedef float floats_v4 __attribute__((vector_size(64), aligned(4), may_alias));
+INLINE floats_v4 inverse_v4(floats_v4 x) {
+    floats_v4 estimate = (floats_v4)__builtin_ia32_rcp14ps512_mask((__v16sf_v4)x, (__v16sf_v4){0}, (unsigned short)-1);
+    return estimate * (2.0f - x * estimate);
+}
 #define NAME "x86-64-v4"
 #define ROWS 13
 #define real float
 #define integer int32_t
 #define LANES 16
 #define FN(name) name##_f32_v4
+#define INVERSE(x) inverse_v4(x)
 #include "lanes.h"
 #undef real
 #undef integer
@@ -161,6 +175,7 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,fma,bmi,bmi2,avx512f,avx5
 #define integer int64_t
 #define LANES 8
 #define FN(name) name##_f64_v4
+#define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
 #undef real
 #undef integer

@@ -6,6 +6,7 @@ isa.h includes this file for each instruction set and real type, after defining
     LANES               reals in a vector register
     ROWS                rows of a tile
     FN(name)            the name of a function in this variant
+    INVERSE(x)          1 / x of a vector of normal numbers
 
 A *panel* is PANEL = 2 LANES columns side by side, all rows of them contiguous: weights and activations are kept as
 panels, [panel][row][PANEL], because then a product streams through memory. A *tile* is a block of a product's
@@ -91,7 +92,7 @@ INLINE vec FN(sigmoid)(vec x) {
     vec scale, p;
     x = FN(vmax)(FN(vmin)(-x, (vec){0} - EXP_LOWEST), (vec){0} + EXP_LOWEST);
     p = FN(exp_parts)(x, &scale);
-    return (real)1 / (scale * p + scale + (real)1);
+    return INVERSE(scale * p + scale + (real)1);
 }
 
 /* e / (e + 2) with e = exp(2x) - 1, which keeps all digits of small x */
@@ -100,7 +101,7 @@ INLINE vec FN(vtanh)(vec x) {
     x = FN(vmax)(FN(vmin)(x + x, (vec){0} + (real)40), (vec){0} - (real)40);
     p = FN(exp_parts)(x, &scale);
     vec e = scale * p + (scale - (real)1);
-    return e / (e + (real)2);
+    return e * INVERSE(e + (real)2);
 }
 
 /* ---- Products ---- */
@@ -469,6 +470,7 @@ const static struct lanes FN(lanes) = {
 
 #undef vec
 #undef ivec
+#undef INVERSE
 #undef PANEL
 #undef FOR_EACH_HEIGHT
 #undef EACH
