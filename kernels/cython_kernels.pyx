@@ -82,6 +82,7 @@ cdef enum:
 # What computes: instruction set, threads, scratch
 
 cdef int _threads = 1
+cdef double _operations = 2e6  # that are worth a thread
 cdef bint _had_a_team = False  # of OpenMP's threads
 cdef bint _is_fork_of_a_team = False
 cdef int _isa = -1  # index in usable_lanes
@@ -107,10 +108,11 @@ def get_instruction_set():
     return instruction_sets()[_isa]
 
 
-def set_num_threads(int n):
-    """Let the kernels run on up to n threads. Without OpenMP it is always one."""
-    global _threads
+def set_num_threads(int n, double operations=2e6):
+    """Let the kernels run on up to n threads, one for so many operations. Without OpenMP it is always one."""
+    global _threads, _operations
     _threads = n if HAS_THREADS else 1
+    _operations = operations
 
 
 def get_num_threads():
@@ -131,7 +133,7 @@ _isa = len(instruction_sets()) - 1
 cdef int team_for(double operations):
     """How many threads so many floating-point operations are worth."""
     global _had_a_team
-    cdef double worth = operations / 2e6
+    cdef double worth = operations / _operations
     if worth < 2 or _threads == 1 or _is_fork_of_a_team:
         return 1
     _had_a_team = True
