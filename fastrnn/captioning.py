@@ -25,6 +25,32 @@ class _Batch(NamedTuple):
     mask: Array  # (S,) 1, or 0 where the target is NULL
 
 
+class _ProjectedWords:
+    """x Wx + b of the words that decoding meets, each computed when first met."""
+
+    def __init__(self, W_embed: Array, Wx: Array, b: Array) -> None:
+        self.kernels, self.work = backend.kernels_and_work()
+        self.W_embed, self.Wx, self.b = W_embed, self.kernels.pack(Wx, 1), b
+        self.a = np.empty(
+            (len(W_embed), len(b)), b.dtype
+        )  # of which only rows of words that were met are touched
+        self.rows = np.full(len(W_embed), -1)  # of each word in a
+        self.met = 0
+
+    def of(self, words: Array) -> tuple[Array, Array]:
+        """Projected inputs (.,mH), and the row of each of the words (N,) in them."""
+        rows = self.rows[words]
+        if rows.min() < 0:
+            new = np.unique(words[rows < 0])
+            x = np.empty((len(new), self.W_embed.shape[1]), self.b.dtype)
+            first, self.met = self.met, self.met + len(new)
+            self.kernels.embedding_forward(new, self.W_embed, x)
+            self.kernels.affine_forward(x, self.Wx, self.b, self.a[first : self.met], self.work)
+            self.rows[new] = np.arange(first, self.met)
+            rows = self.rows[words]
+        return self.a, rows
+
+
 class CaptioningRNN:
     """A captioner as published: features -> h0 -> RNN or LSTM over word vectors -> scores of the next word.
 
@@ -216,21 +242,22 @@ class CaptioningRNN:
         h = self._initial_state(params, features)
         c = np.zeros_like(h)
 
+        Wh = kernels.pack(Wh, _GATES[self.cell_type])
+        W_vocab = kernels.pack(params["W_vocab"], 1)
+        inputs = _ProjectedWords(params["W_embed"], Wx, b)
+        next_h, next_c = np.empty_like(h), np.empty_like(c)
+        scores = np.empty((len(h), len(params["b_vocab"])), Wx.dtype)
+
         def step(words: Array) -> Array:
-            nonlocal h, c
-            distinct, rows = np.unique(words, return_inverse=True)
-            x = np.empty((len(distinct), len(Wx)), Wx.dtype)
-            kernels.embedding_forward(distinct, params["W_embed"], x)
-            a = np.empty((len(distinct), len(b)), Wx.dtype)
-            kernels.affine_forward(x, Wx, b, a, work)
-            prev_h, h = h, np.empty_like(h)
+            nonlocal h, c, next_h, next_c
+            a, rows = inputs.of(words)
             if self.cell_type == "rnn":
-                kernels.rnn_step(a, rows, prev_h, Wh, h, work)
+                kernels.rnn_step(a, rows, h, Wh, next_h, work)
             else:
-                prev_c, c = c, np.empty_like(c)
-                kernels.lstm_step(a, rows, prev_h, prev_c, Wh, h, c, work)
-            scores = np.empty((len(words), len(params["b_vocab"])), Wx.dtype)
-            kernels.affine_forward(h, params["W_vocab"], params["b_vocab"], scores, work)
+                kernels.lstm_step(a, rows, h, c, Wh, next_h, next_c, work)
+                c, next_c = next_c, c
+            h, next_h = next_h, h
+            kernels.affine_forward(h, W_vocab, params["b_vocab"], scores, work)
             return scores
 
         return decoding.greedy(step, first, length)

@@ -130,6 +130,10 @@ os.register_at_fork(after_in_child=_after_fork)
 _isa = len(instruction_sets()) - 1
 
 
+cdef enum:
+    READING = 16  # operations that take the time of reading a number from memory
+
+
 cdef int team_for(double operations):
     """How many threads so many floating-point operations are worth."""
     global _had_a_team
@@ -237,7 +241,7 @@ cdef inline long tiles_of(const lanes *on, long n) noexcept nogil:
     return (n + on.rows - 1) // on.rows
 
 
-cdef void pack(const lanes *on, real *W, long K, long H, long gates, long first, long last, real *panels) noexcept nogil:
+cdef void pack_panels(const lanes *on, real *W, long K, long H, long gates, long first, long last, real *panels) noexcept nogil:
     """Panels first to last of a matrix W (K, gates H)."""
     cdef long p, size = K * 2 * on.count
     cdef Columns c
@@ -464,8 +468,8 @@ cdef void _forward(Layer *layer, real *scratch, int me, int team) noexcept nogil
     cdef origin begin
     cdef place to
     cdef long t, q, p, i, r, m, n, half, tiles, unit
-    pack(on, <real *>layer.Wx, D, H, gates, first, last, Wx)
-    pack(on, <real *>layer.Wh, H, H, gates, first, last, Wh)
+    pack_panels(on, <real *>layer.Wx, D, H, gates, first, last, Wx)
+    pack_panels(on, <real *>layer.Wh, H, H, gates, first, last, Wh)
     project(on, <real *>layer.x, U, D, Wx, <real *>layer.b, H, gates, first, last, ax)  # 1
     for t in range(layer.T):
         n = layer.batch_sizes[t]
@@ -706,9 +710,49 @@ cdef void _product_of_panel(
         on.tile(m, D, x, D, W + c.start, ldw, c.second, &begin, &to)
 
 
+cdef class Packed:
+    """Weights (K,columns) as panels, kept for many products."""
+
+    cdef Work work
+    cdef void *panels
+    cdef long K, columns
+    cdef bint backwards  # the order in which the next product goes through the panels
+
+
+def pack(cnp.ndarray W, long gates):
+    """Weights for the steps and for affine_forward, packed once: gates is 4 for the LSTM's Wh, else 1."""
+    cdef Packed packed = Packed()
+    cdef const lanes *on = lanes_for(W)
+    cdef long size = cnp.PyArray_ITEMSIZE(W), H, P
+    packed.K, packed.columns, packed.work = dim(W, 0), dim(W, 1), Work()
+    H = packed.columns // gates
+    P = panels_of(on, H, gates)
+    packed.panels = packed.work.reserve(P * packed.K * 2 * on.count * size)
+    cdef void *W_ = data(W)
+    cdef void *panels = packed.panels
+    cdef long K = packed.K, first, last
+    cdef int threads = team_for(READING * packed.K * packed.columns)
+    with nogil, parallel(num_threads=threads):
+        first = first_of(P, threadid(), team_size())
+        last = first_of(P, threadid() + 1, team_size())
+        if size == 4:
+            pack_panels(on, <float *>W_, K, H, gates, first, last, <float *>panels)
+        else:
+            pack_panels(on, <double *>W_, K, H, gates, first, last, <double *>panels)
+    return packed
+
+
+cdef inline bint turn(Packed packed):
+    """Whether to go through the panels from the last to the first: what was used last is still in the cache."""
+    packed.backwards = not packed.backwards
+    return packed.backwards
+
+
 cdef struct Step:
     const lanes *on
     long gates, N, H
+    void *panels  # of Wh, or NULL
+    bint backwards
     int64_t *rows
     void *a
     void *prev_h
@@ -718,33 +762,37 @@ cdef struct Step:
     void *c
 
 
-def rnn_step(cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, cnp.ndarray Wh, cnp.ndarray h, Work work):
+def rnn_step(cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, Wh, cnp.ndarray h, Work work):
     _run_step(a, rows, prev_h, None, Wh, h, None, work)
 
 
 def lstm_step(
-    cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, cnp.ndarray prev_c, cnp.ndarray Wh, cnp.ndarray h,
-    cnp.ndarray c, Work work
+    cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, cnp.ndarray prev_c, Wh, cnp.ndarray h, cnp.ndarray c,
+    Work work
 ):
     _run_step(a, rows, prev_h, prev_c, Wh, h, c, work)
 
 
 cdef void _run_step(
-    cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, cnp.ndarray prev_c, cnp.ndarray Wh, cnp.ndarray h,
-    cnp.ndarray c, Work work
+    cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, cnp.ndarray prev_c, Wh, cnp.ndarray h, cnp.ndarray c,
+    Work work
 ):
     cdef Step step
+    cdef bint packed = isinstance(Wh, Packed)
+    step.panels = (<Packed>Wh).panels if packed else NULL
+    step.backwards = turn(<Packed>Wh) if packed else False
     step.on = lanes_for(a)
     step.N, step.H = dim(prev_h, 0), dim(prev_h, 1)
-    step.gates = dim(Wh, 1) // dim(Wh, 0)
+    step.gates = dim(a, 1) // step.H
     step.rows = <int64_t *>data(rows)
-    step.a, step.prev_h, step.prev_c, step.Wh = data(a), data(prev_h), data(prev_c), data(Wh)
+    step.a, step.prev_h, step.prev_c = data(a), data(prev_h), data(prev_c)
+    step.Wh = NULL if packed else data(Wh)
     step.h, step.c = data(h), data(c)
     cdef long size = cnp.PyArray_ITEMSIZE(a)
-    cdef void *scratch = work.reserve(
-        panels_of(step.on, step.H, step.gates) * 2 * step.on.count * step.H * size
-    )
-    cdef int threads = team_for(2.0 * step.N * step.H * step.gates * step.H)
+    cdef void *scratch = step.panels
+    if not packed:
+        scratch = work.reserve(panels_of(step.on, step.H, step.gates) * 2 * step.on.count * step.H * size)
+    cdef int threads = team_for((2.0 * step.N + READING) * step.H * step.gates * step.H)
     cdef unsigned before
     with nogil, parallel(num_threads=threads):
         before = flush_denormals()
@@ -766,16 +814,20 @@ cdef void _step(Step *step, real *panels, int me, int team) noexcept nogil:
     cdef real *at
     cdef char acc[2 * TILE_BYTES]
     cdef int64_t order[13]
-    cdef long q, p, half, i, j, r, m, unit
+    cdef long k, q, p, half, i, j, r, m, unit
     cdef int packed
     cdef Columns c
-    for q in range(first_of(P // pair, me, team), first_of(P // pair, me + 1, team)):
+    cdef long first = first_of(P // pair, me, team), last = first_of(P // pair, me + 1, team)
+    for j in range(13):
+        order[j] = j
+    for k in range(last - first):
+        q = last - 1 - k if step.backwards else first + k
         p = q * pair
         unit = q * (PANEL if gates == 1 else LANES)
         c = columns_of(on, H, gates, p)
-        packed = N >= PACK_FROM or c.width0 < LANES or c.width1 < LANES
-        if packed:
-            pack(on, Wh, H, H, gates, p, p + pair, panels)
+        packed = Wh == NULL or N >= PACK_FROM or c.width0 < LANES or c.width1 < LANES
+        if packed and Wh != NULL:
+            pack_panels(on, Wh, H, H, gates, p, p + pair, panels)
         for i in range(tiles):
             r = first_of(N, i, tiles)
             m = first_of(N, i + 1, tiles) - r
@@ -783,7 +835,6 @@ cdef void _step(Step *step, real *panels, int me, int team) noexcept nogil:
                 c = columns_of(on, H, gates, p + half)
                 at = <real *>acc + half * m * PANEL
                 for j in range(m):
-                    order[j] = j
                     on.pack_panel(
                         1, a + step.rows[r + j] * gates * H + c.start, 0, c.second, c.width0, c.width1,
                         at + j * PANEL,
@@ -808,45 +859,54 @@ cdef void _step(Step *step, real *panels, int me, int team) noexcept nogil:
 # Affine layer and word embedding
 
 
-def affine_forward(cnp.ndarray x, cnp.ndarray W, cnp.ndarray b, cnp.ndarray out, Work work):
+def affine_forward(cnp.ndarray x, W, cnp.ndarray b, cnp.ndarray out, Work work):
     """out = x W + b"""
-    cdef long M = dim(x, 0), D = dim(x, 1), K = dim(W, 1), size = cnp.PyArray_ITEMSIZE(x)
+    cdef long M = dim(x, 0), D = dim(x, 1), K = dim(b, 0), size = cnp.PyArray_ITEMSIZE(x)
     cdef const lanes *on = lanes_for(x)
-    cdef void *scratch = work.reserve(panels_of(on, K, 1) * 2 * on.count * D * size)
+    cdef bint packed = isinstance(W, Packed), backwards = packed and turn(<Packed>W)
+    cdef void *scratch
+    if packed:
+        scratch = (<Packed>W).panels
+    else:
+        scratch = work.reserve(panels_of(on, K, 1) * 2 * on.count * D * size)
     cdef void *x_ = data(x)
-    cdef void *W_ = data(W)
+    cdef void *W_ = NULL if packed else data(W)
     cdef void *b_ = data(b)
     cdef void *out_ = data(out)
-    cdef int threads = team_for(2.0 * M * D * K)
+    cdef int threads = team_for((2.0 * M + READING) * D * K)
     cdef unsigned before
     with nogil, parallel(num_threads=threads):
         before = flush_denormals()
         if size == 4:
             _affine_forward(
-                on, <float *>x_, M, D, <float *>W_, <float *>b_, K, <float *>out_, <float *>scratch, threadid(),
-                team_size(),
+                on, <float *>x_, M, D, <float *>W_, <float *>b_, K, <float *>out_, <float *>scratch, backwards,
+                threadid(), team_size(),
             )
         else:
             _affine_forward(
                 on, <double *>x_, M, D, <double *>W_, <double *>b_, K, <double *>out_, <double *>scratch,
-                threadid(), team_size(),
+                backwards, threadid(), team_size(),
             )
         restore_denormals(before)
 
 
 cdef void _affine_forward(
-    const lanes *on, real *x, long M, long D, real *W, real *b, long K, real *out, real *panels, int me, int team
+    const lanes *on, real *x, long M, long D, real *W, real *b, long K, real *out, real *panels, bint backwards,
+    int me, int team
 ) noexcept nogil:
+    """W is NULL where its panels are packed already."""
     cdef long P = panels_of(on, K, 1), PANEL = 2 * on.count, tiles = tiles_of(on, M)
     cdef long p, i, r, m
     cdef int packed
     cdef Columns c
     cdef char bias[128]
-    for p in range(first_of(P, me, team), first_of(P, me + 1, team)):
+    cdef long first = first_of(P, me, team), last = first_of(P, me + 1, team), k
+    for k in range(last - first):
+        p = last - 1 - k if backwards else first + k
         c = columns_of(on, K, 1, p)
-        packed = M >= PACK_FROM or c.width1 < on.count
-        if packed:
-            pack(on, W, D, K, 1, p, p + 1, panels)
+        packed = W == NULL or M >= PACK_FROM or c.width1 < on.count
+        if packed and W != NULL:
+            pack_panels(on, W, D, K, 1, p, p + 1, panels)
         on.pack_panel(1, b + c.start, 0, c.second, c.width0, c.width1, bias)
         for i in range(tiles):
             r = first_of(M, i, tiles)
@@ -902,7 +962,7 @@ cdef void _affine_backward(
     cdef long p
     cdef Columns c
     cdef char acc[TILE_BYTES]
-    pack(on, dout, M, K, 1, first, last, panels)
+    pack_panels(on, dout, M, K, 1, first, last, panels)
     if db != NULL:
         for p in range(first, last):
             c = columns_of(on, K, 1, p)
@@ -1090,7 +1150,7 @@ cdef void _vocab_loss(Vocabulary *v, real *scratch, int me, int team) noexcept n
     cdef bint holes  # between the rows of a block
     cdef Columns c
     cdef char acc[TILE_BYTES]
-    pack(on, <real *>v.W, H, V, 1, first, last, W)
+    pack_panels(on, <real *>v.W, H, V, 1, first, last, W)
     if dh != NULL:
         pack_transposed(on, <real *>v.W, H, V, 1, first_of(Q, me, team), first_of(Q, me + 1, team), WT)
         if v.K < v.S:

@@ -45,6 +45,14 @@ def make_work() -> Work:
     return Work()
 
 
+def pack(
+    W: Array,  # (K,columns)
+    gates: int,  # 4 for the LSTM's Wh, else 1
+) -> Array:
+    """W in the form that rnn_step, lstm_step and affine_forward like best, to be passed in its place."""
+    return W
+
+
 # ---------------------------------------------------------------------------------------------------
 # Recurrent layers
 

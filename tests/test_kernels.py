@@ -204,6 +204,21 @@ def test_repeated_tokens_are_summed_in_the_order_of_the_rows(kernels):
     assert dW[1, 0] == total
 
 
+@pytest.mark.parametrize("kernel", ["rnn_step", "lstm_step", "affine_forward"])
+def test_packed_weights(kernels, kernel, dtype):
+    """Used again and again they give what the weights themselves give."""
+    for size in (Size((1,), D=7, H=40, V=33, U=3), Size((2,) * 30, D=5, H=9, V=70, U=4)):
+        case = make_case(kernel, size, dtype)
+        expected = case.run(kernels)
+        name, gates = {"rnn_step": ("Wh", 1), "lstm_step": ("Wh", 4), "affine_forward": ("W", 1)}[kernel]
+        packed, work = kernels.pack(case.inputs[name], gates), kernels.make_work()
+        for _ in range(3):
+            arguments = case.arguments() | {name: packed}
+            call(kernels, kernel, arguments, work)
+            for output, value in expected.items():
+                np.testing.assert_array_equal(arguments[output], value)
+
+
 def test_signatures_are_those_of_the_contract(kernels):
     for name in contract():
         expected = list(inspect.signature(getattr(Kernels, name)).parameters)[1:]
@@ -217,4 +232,4 @@ def test_the_readme_names_every_kernel():
 
 
 def test_every_row_of_the_contract_has_a_case():
-    assert {*CASES, "make_work"} == set(contract())
+    assert {*CASES, "make_work", "pack"} == set(contract())
