@@ -467,14 +467,15 @@ cdef void _forward(Layer *layer, real *scratch, int me, int team) noexcept nogil
     cdef real *a = <real *>acc
     cdef origin begin
     cdef place to
-    cdef long t, q, p, i, r, m, n, half, tiles, unit
+    cdef long t, k, q, p, i, r, m, n, half, tiles, unit
     pack_panels(on, <real *>layer.Wx, D, H, gates, first, last, Wx)
     pack_panels(on, <real *>layer.Wh, H, H, gates, first, last, Wh)
     project(on, <real *>layer.x, U, D, Wx, <real *>layer.b, H, gates, first, last, ax)  # 1
     for t in range(layer.T):
         n = layer.batch_sizes[t]
         tiles = tiles_of(on, n)
-        for q in range(first // pair, last // pair):
+        for k in range((last - first) // pair):
+            q = last // pair - 1 - k if t % 2 else first // pair + k  # to and fro: the last panels are in the cache
             p = q * pair
             unit = q * (PANEL if gates == 1 else LANES)
             for i in range(tiles):
@@ -572,7 +573,7 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
     cdef char acc[TILE_BYTES]
     cdef real *flowing = <real *>acc
     cdef long t, g, group, q, p, i, r, m, n, s, alive, tiles, start, width
-    cdef long each = group_of(on, P * PANEL, sizeof(real))
+    cdef long each = group_of(on, P * PANEL, sizeof(real)), groups = (last - first + each - 1) // each
     cdef Columns columns
     cdef origin begin = start_with(NULL, NULL)
     cdef place to = place_in_panel(on, flowing)
@@ -592,8 +593,8 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
         s = s - n if t >= 0 else 0
         if t < 0 and dh0 == NULL:
             break
-        for g in range((last - first + each - 1) // each):
-            group = first + g * each
+        for g in range(groups):
+            group = first + (groups - 1 - g if t % 2 else g) * each
             tiles = tiles_of(on, alive)
             for i in range(tiles):
                 r = first_of(alive, i, tiles)
