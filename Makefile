@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 RUN := runs/shapes-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test lint clean
+.PHONY: train test lint sanitize clean
 
 train: $(VENV)/installed data/shapes
 	$(BIN)/fastrnn train --data data/shapes --out $(RUN) \
@@ -25,6 +25,19 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fastrnn
 	$(BIN)/mypy kernels
+
+# The kernel tests on a build that stops at the first access outside an array and at undefined behaviour. Leaks are
+# not looked for: Python keeps memory on purpose.
+sanitize: $(VENV)/installed
+	FASTRNN_SANITIZE=1 FASTRNN_REQUIRE_CYTHON=1 $(BIN)/python setup.py --quiet build_ext --force \
+		--build-temp build/sanitize --build-lib build/sanitized
+	cp -r fastrnn tests bench kernels pyproject.toml build/sanitized/
+	cp kernels/*.py build/sanitized/fastrnn/kernels/
+	rm -f build/sanitized/kernels/*.so
+	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+		$(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_threads.py \
+		-k "not fork and not environment"
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard kernels/*.pyx kernels/*.h)
 	@echo "installing fastrnn and what it needs into $(VENV), which takes a minute"

@@ -17,18 +17,22 @@ from setuptools.errors import CompileError, LinkError
 # -march=native: isa.h has the kernels for each instruction set.
 OPTIONS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 OPENMP = ["-fopenmp"]
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 class BuildKernels(build_ext):
     """Builds with OpenMP where the compiler has it, else for one thread."""
 
     def build_extension(self, ext: Extension) -> None:
-        ext.extra_compile_args, ext.extra_link_args = OPTIONS + OPENMP, OPENMP
+        checks = SANITIZE if os.environ.get("FASTRNN_SANITIZE") == "1" else []  # make sanitize
         try:
-            super().build_extension(ext)
+            self.build_with(ext, OPENMP + checks)
         except (CompileError, LinkError):
-            ext.extra_compile_args, ext.extra_link_args = OPTIONS, []
-            super().build_extension(ext)
+            self.build_with(ext, checks)
+
+    def build_with(self, ext: Extension, options: list[str]) -> None:
+        ext.extra_compile_args, ext.extra_link_args = OPTIONS + options, options
+        super().build_extension(ext)
 
 
 kernels = Extension(

@@ -154,7 +154,7 @@ cdef class Work:
         cdef size_t start
         if self.memory is None or len(self.memory) < nbytes + 64:
             self.memory = None
-            self.memory = np.empty(nbytes + nbytes // 8 + 64, np.uint8)
+            self.memory = np.empty(nbytes + 64, np.uint8)
         start = <size_t>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
         return <void *>((start + 63) // 64 * 64)
 
@@ -415,6 +415,7 @@ def rnn_forward(
     cnp.ndarray x, cnp.ndarray rows, cnp.ndarray batch_sizes, cnp.ndarray h0, cnp.ndarray Wx, cnp.ndarray Wh,
     cnp.ndarray b, cnp.ndarray h, Work work
 ):
+    """a = x Wx + prev_h Wh + b,   h = tanh(a)"""
     cdef Layer layer = layer_of(x, rows, batch_sizes, h0, None, Wx, Wh)
     layer.b, layer.h = data(b), data(h)
     _run_forward(&layer, work)
@@ -424,6 +425,14 @@ def lstm_forward(
     cnp.ndarray x, cnp.ndarray rows, cnp.ndarray batch_sizes, cnp.ndarray h0, cnp.ndarray c0, cnp.ndarray Wx,
     cnp.ndarray Wh, cnp.ndarray b, cnp.ndarray h, cnp.ndarray c, cnp.ndarray gates, Work work
 ):
+    """Long short-term memory.
+
+    a = x Wx + prev_h Wh + b                    four blocks of H columns, one per gate
+    i, f, o = sigma(a_i), sigma(a_f), sigma(a_o)
+    g = tanh(a_g)
+    c = f * prev_c + i * g
+    h = o * tanh(c)
+    """
     cdef Layer layer = layer_of(x, rows, batch_sizes, h0, c0, Wx, Wh)
     layer.b, layer.h, layer.c, layer.activations = data(b), data(h), data(c), data(gates)
     _run_forward(&layer, work)
@@ -508,6 +517,7 @@ def rnn_backward(
     cnp.ndarray Wx, cnp.ndarray Wh, cnp.ndarray dx, cnp.ndarray dh0, cnp.ndarray dWx, cnp.ndarray dWh, cnp.ndarray db,
     Work work
 ):
+    """da = (dh + dprev_h of the next step) * (1 - h^2),   dprev_h = da Wh^T"""
     cdef Layer layer = layer_of(x, rows, batch_sizes, h0, None, Wx, Wh)
     layer.h, layer.dh = data(h), data(dh)
     layer.dx, layer.dh0, layer.dWx, layer.dWh, layer.db = data(dx), data(dh0), data(dWx), data(dWh), data(db)
@@ -519,6 +529,16 @@ def lstm_backward(
     cnp.ndarray c0, cnp.ndarray h, cnp.ndarray c, cnp.ndarray gates, cnp.ndarray Wx, cnp.ndarray Wh, cnp.ndarray dx,
     cnp.ndarray dh0, cnp.ndarray dc0, cnp.ndarray dWx, cnp.ndarray dWh, cnp.ndarray db, Work work
 ):
+    """Gradients of lstm_forward.
+
+    dc   = dc of the next step + dh * o * (1 - tanh(c)^2)
+    da_i = dc * g * i * (1 - i)                 sigma' = sigma (1 - sigma)
+    da_f = dc * prev_c * f * (1 - f)
+    da_o = dh * tanh(c) * o * (1 - o)
+    da_g = dc * i * (1 - g^2)                   tanh' = 1 - tanh^2
+    dprev_c = dc * f
+    dprev_h = da Wh^T
+    """
     cdef Layer layer = layer_of(x, rows, batch_sizes, h0, c0, Wx, Wh)
     layer.h, layer.c, layer.activations, layer.dh, layer.dcT = data(h), data(c), data(gates), data(dh), data(dcT)
     layer.dx, layer.dh0, layer.dWx, layer.dWh, layer.db = data(dx), data(dh0), data(dWx), data(dWh), data(db)
@@ -764,6 +784,7 @@ cdef struct Step:
 
 
 def rnn_step(cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, Wh, cnp.ndarray h, Work work):
+    """h = tanh(a[rows] + prev_h Wh)"""
     _run_step(a, rows, prev_h, None, Wh, h, None, work)
 
 
@@ -771,6 +792,7 @@ def lstm_step(
     cnp.ndarray a, cnp.ndarray rows, cnp.ndarray prev_h, cnp.ndarray prev_c, Wh, cnp.ndarray h, cnp.ndarray c,
     Work work
 ):
+    """One step of lstm_forward for decoding, its inputs a already projected."""
     _run_step(a, rows, prev_h, prev_c, Wh, h, c, work)
 
 
@@ -1029,7 +1051,10 @@ cdef void _embedding_backward(
 def softmax_loss(
     cnp.ndarray scores, cnp.ndarray targets, cnp.ndarray mask, double scale, cnp.ndarray dscores, Work work
 ):
-    """Masked softmax cross-entropy: scale * sum of mask * nll over the rows."""
+    """Masked softmax cross-entropy: scale * sum of mask * nll over the rows.
+
+    p = exp(scores) / sum of exp(scores),   nll = -log p[target],   dscores = scale * mask * (p - onehot(target))
+    """
     cdef long S = dim(scores, 0), V = dim(scores, 1), size = cnp.PyArray_ITEMSIZE(scores)
     cdef const lanes *on = lanes_for(scores)
     cdef int threads = team_for(30.0 * S * V)
@@ -1107,7 +1132,10 @@ def vocab_loss(
     cnp.ndarray h, cnp.ndarray W, cnp.ndarray b, cnp.ndarray targets, cnp.ndarray mask, double scale,
     cnp.ndarray dh, cnp.ndarray dW, cnp.ndarray db, Work work
 ):
-    """Vocabulary projection and :func:`softmax_loss` in one: scores = h W + b."""
+    """Vocabulary projection and softmax_loss in one: scores = h W + b.
+
+    dh = dscores W^T,   dW = h^T dscores,   db = sum of dscores
+    """
     cdef Vocabulary v
     v.on = lanes_for(h)
     v.S, v.H, v.V = dim(h, 0), dim(h, 1), dim(W, 1)
@@ -1222,7 +1250,7 @@ def sgd(cnp.ndarray w, cnp.ndarray dw, double learning_rate):
 
 
 def sgd_momentum(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray velocity, double learning_rate, double momentum):
-    """Gradient descent with momentum."""
+    """velocity = momentum * velocity - learning_rate * dw,   w += velocity"""
     cdef const lanes *on = lanes_for(w)
     cdef long n = cnp.PyArray_SIZE(w), size = cnp.PyArray_ITEMSIZE(w), first, count
     cdef char *w_ = <char *>data(w)
@@ -1240,7 +1268,11 @@ def sgd_momentum(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray velocity, double lea
 def rmsprop(
     cnp.ndarray w, cnp.ndarray dw, cnp.ndarray cache, double learning_rate, double decay_rate, double epsilon
 ):
-    """RMSProp (Tieleman and Hinton 2012)."""
+    """RMSProp (Tieleman and Hinton 2012).
+
+    cache = decay_rate * cache + (1 - decay_rate) * dw^2
+    w -= learning_rate * dw / (sqrt(cache) + epsilon)
+    """
     cdef const lanes *on = lanes_for(w)
     cdef long n = cnp.PyArray_SIZE(w), size = cnp.PyArray_ITEMSIZE(w), first, count
     cdef char *w_ = <char *>data(w)
@@ -1259,7 +1291,12 @@ def adam(
     cnp.ndarray w, cnp.ndarray dw, cnp.ndarray m, cnp.ndarray v, t, double learning_rate, double beta1,
     double beta2, double epsilon
 ):
-    """Adam (Kingma and Ba, ICLR 2015)."""
+    """Adam (Kingma and Ba, ICLR 2015).
+
+    m = beta1 * m + (1 - beta1) * dw
+    v = beta2 * v + (1 - beta2) * dw^2
+    w -= learning_rate * m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon)
+    """
     cdef const lanes *on = lanes_for(w)
     cdef long n = cnp.PyArray_SIZE(w), size = cnp.PyArray_ITEMSIZE(w), first, count
     cdef char *w_ = <char *>data(w)
