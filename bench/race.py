@@ -6,6 +6,7 @@ must agree. Times are medians over all turns; a ratio is that of the medians, it
 ratios of single turns.
 """
 
+import importlib.util
 import itertools
 import json
 import os
@@ -29,13 +30,13 @@ SECONDS = 0.4  # of a turn
 
 
 def competitors(task: Task) -> dict[str, list[str]]:
-    """Name and module with arguments of everybody who can do a task."""
+    """Name and module with arguments of everybody who can do a task; PyTorch only where it is installed."""
     ours = {f"fastrnn {name}": ["ours", name] for name in fastrnn.available_backends()}
-    torch = dict(TORCH)
-    if task.kind == "decode":
+    torch = dict(TORCH) if importlib.util.find_spec("torch") else {}
+    if torch and task.kind == "decode":
         torch = {"PyTorch": ["pytorch", "padded"]}
-    elif task.kind in ("layer", "ragged"):
-        del torch["PyTorch live"]
+    if task.kind in ("layer", "ragged"):
+        torch.pop("PyTorch live", None)
     published = {} if task.kind in ("layer", "ragged") else {"plain NumPy": ["published"]}
     return ours | torch | published
 
@@ -159,6 +160,8 @@ def main(
     turns: Annotated[int, typer.Option(help="Turns of each competitor.")] = 7,
 ) -> None:
     """Race fastrnn against PyTorch and plain NumPy at the published sizes."""
+    if not importlib.util.find_spec("torch"):
+        print("without PyTorch, which is not installed: pip install 'fastrnn[race]'")
     for task in (Task(k, c, N, t) for k in kind for c in cell for t in threads for N in n):
         for line in report(task, race(task, turns)):
             print(line, flush=True)

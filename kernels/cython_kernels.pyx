@@ -41,12 +41,14 @@ cdef extern from "isa.h" nogil:
                                const origin *begin, const place *to) noexcept nogil
         void (*tile_of_columns)(long m, long K, const void *a, const void *b, const origin *begin,
                                 const place *to) noexcept nogil
-        void (*pack_panel)(long K, const void *w, long ldw, long second, long width0, long width1, void *panel) noexcept nogil
+        void (*pack_panel)(long K, const void *w, long ldw, long second, long width0, long width1,
+                           void *panel) noexcept nogil
         void (*pack_transposed)(long K, const void *w, long ldw, long columns, void *panel) noexcept nogil
         void (*pack_columns)(long K, const void *a, long lda, long m, void *packed) noexcept nogil
         void (*scatter_add_rows)(long n, const void *panel, const int64_t *rows, void *out) noexcept nogil
         void (*sum_rows)(long n, const void *panel, void *sum) noexcept nogil
-        void (*put_rows)(long m, const void *acc, void *x, long ldx, long second, long width0, long width1, int add) noexcept nogil
+        void (*put_rows)(long m, const void *acc, void *x, long ldx, long second, long width0, long width1,
+                         int add) noexcept nogil
         void (*lstm_cell)(long m, long width, const void *a_if, const void *a_og, const void *prev_c, void *h, void *c,
                        void *gates, long ld) noexcept nogil
         void (*lstm_cell_backward)(long m, long width, const void *dh, const void *flowing, long flowing_ld,
@@ -58,7 +60,8 @@ cdef extern from "isa.h" nogil:
         double (*softmax_row)(long V, long piece, long step, void *scores, int64_t target, double weight) noexcept nogil
         void (*sgd)(long n, void *w, const void *dw, double rate) noexcept nogil
         void (*sgd_momentum)(long n, void *w, const void *dw, void *velocity, double rate, double momentum) noexcept nogil
-        void (*rmsprop)(long n, void *w, const void *dw, void *cache, double rate, double decay, double eps) noexcept nogil
+        void (*rmsprop)(long n, void *w, const void *dw, void *cache, double rate, double decay,
+                        double eps) noexcept nogil
         void (*adam)(long n, void *w, const void *dw, void *m, void *v, double rate, double beta1, double beta2,
                   double eps, double correction1, double correction2) noexcept nogil
     const lanes **usable_lanes(int reals_are_float)
@@ -241,7 +244,9 @@ cdef inline long tiles_of(const lanes *on, long n) noexcept nogil:
     return (n + on.rows - 1) // on.rows
 
 
-cdef void pack_panels(const lanes *on, real *W, long K, long H, long gates, long first, long last, real *panels) noexcept nogil:
+cdef void pack_panels(
+    const lanes *on, real *W, long K, long H, long gates, long first, long last, real *panels
+) noexcept nogil:
     """Panels first to last of a matrix W (K, gates H)."""
     cdef long p, size = K * 2 * on.count
     cdef Columns c
@@ -399,7 +404,10 @@ cdef struct Layer:
     void *db
 
 
-cdef Layer layer_of(cnp.ndarray x, cnp.ndarray rows, cnp.ndarray batch_sizes, cnp.ndarray h0, cnp.ndarray c0, cnp.ndarray Wx, cnp.ndarray Wh):
+cdef Layer layer_of(
+    cnp.ndarray x, cnp.ndarray rows, cnp.ndarray batch_sizes, cnp.ndarray h0, cnp.ndarray c0, cnp.ndarray Wx,
+    cnp.ndarray Wh
+):
     cdef Layer layer
     memset(&layer, 0, sizeof(Layer))
     layer.on = lanes_for(x)

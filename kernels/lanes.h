@@ -463,7 +463,8 @@ static void FN(adam)(long n, void *w_, const void *dw_, void *m_, void *v_, doub
 }
 
 const static struct lanes FN(lanes) = {
-    NAME, LANES, ROWS, FN(tile), FN(tile_of_panels), FN(tile_of_columns), FN(pack_panel), FN(pack_transposed), FN(pack_columns),
+    NAME, LANES, ROWS, FN(tile), FN(tile_of_panels), FN(tile_of_columns), FN(pack_panel), FN(pack_transposed),
+    FN(pack_columns),
     FN(scatter_add_rows), FN(sum_rows), FN(put_rows), FN(lstm_cell), FN(lstm_cell_backward),
     FN(rnn_cell), FN(rnn_cell_backward), FN(softmax_row), FN(sgd), FN(sgd_momentum), FN(rmsprop), FN(adam),
 };
