@@ -31,9 +31,7 @@ class _ProjectedWords:
     def __init__(self, W_embed: Array, Wx: Array, b: Array) -> None:
         self.kernels, self.work = backend.kernels_and_work()
         self.W_embed, self.Wx, self.b = W_embed, self.kernels.pack(Wx, 1), b
-        self.a = np.empty(
-            (len(W_embed), len(b)), b.dtype
-        )  # of which only rows of words that were met are touched
+        self.a = np.empty((len(W_embed), len(b)), b.dtype)  # only rows of words that were met are touched
         self.rows = np.full(len(W_embed), -1)  # of each word in a
         self.met = 0
 

@@ -381,6 +381,7 @@ cdef void transposed_times(
 cdef struct Layer:
     # The arguments of a recurrent kernel
     const lanes *on
+    long size  # of a real, in bytes
     long gates  # 4 for an LSTM, 1 for an RNN
     long U, D, N, T, S, H
     int64_t *rows
@@ -410,7 +411,7 @@ cdef Layer layer_of(
 ):
     cdef Layer layer
     memset(&layer, 0, sizeof(Layer))
-    layer.on = lanes_for(x)
+    layer.on, layer.size = lanes_for(x), cnp.PyArray_ITEMSIZE(x)
     layer.gates = dim(Wh, 1) // dim(Wh, 0)
     layer.U, layer.D, layer.N, layer.H = dim(x, 0), dim(x, 1), dim(h0, 0), dim(h0, 1)
     layer.T, layer.S = dim(batch_sizes, 0), dim(rows, 0)
@@ -447,14 +448,13 @@ def lstm_forward(
 
 
 cdef void _run_forward(Layer *layer, Work work):
-    cdef long size = 4 if layer.on == usable_lanes(1)[_isa] else 8
     cdef long columns = panels_of(layer.on, layer.H, layer.gates) * 2 * layer.on.count
-    cdef void *scratch = work.reserve(columns * (layer.D + layer.H + layer.U) * size)
+    cdef void *scratch = work.reserve(columns * (layer.D + layer.H + layer.U) * layer.size)
     cdef int threads = team_for(2.0 * columns * (layer.U * layer.D + layer.S * layer.H))
     cdef unsigned before
     with nogil, parallel(num_threads=threads):
         before = flush_denormals()
-        if size == 4:
+        if layer.size == 4:
             _forward(layer, <float *>scratch, threadid(), team_size())
         else:
             _forward(layer, <double *>scratch, threadid(), team_size())
@@ -555,7 +555,6 @@ def lstm_backward(
 
 
 cdef void _run_backward(Layer *layer, Work work):
-    cdef long size = 4 if layer.on == usable_lanes(1)[_isa] else 8
     cdef long PANEL = 2 * layer.on.count
     cdef long columns = panels_of(layer.on, layer.H, layer.gates) * PANEL
     cdef long panels = panels_of(layer.on, layer.H, 1) + panels_of(layer.on, layer.D, 1)
@@ -563,13 +562,13 @@ cdef void _run_backward(Layer *layer, Work work):
         (
             columns * (panels * PANEL + layer.S + layer.U)
             + layer.S * layer.H + layer.U * layer.D + layer.N * layer.H
-        ) * size
+        ) * layer.size
     )
     cdef int threads = team_for(4.0 * columns * (layer.U * layer.D + layer.S * layer.H))
     cdef unsigned before
     with nogil, parallel(num_threads=threads):
         before = flush_denormals()
-        if size == 4:
+        if layer.size == 4:
             _backward(layer, <float *>scratch, threadid(), team_size())
         else:
             _backward(layer, <double *>scratch, threadid(), team_size())
@@ -740,11 +739,10 @@ cdef void _product_of_panel(
 
 
 cdef class Packed:
-    """Weights (K,columns) as panels, kept for many products."""
+    """Weights as panels, kept for many products."""
 
-    cdef Work work
+    cdef Work work  # whose memory they are in
     cdef void *panels
-    cdef long K, columns
     cdef bint backwards  # the order in which the next product goes through the panels
 
 
@@ -752,15 +750,13 @@ def pack(cnp.ndarray W, long gates):
     """Weights for the steps and for affine_forward, packed once: gates is 4 for the LSTM's Wh, else 1."""
     cdef Packed packed = Packed()
     cdef const lanes *on = lanes_for(W)
-    cdef long size = cnp.PyArray_ITEMSIZE(W), H, P
-    packed.K, packed.columns, packed.work = dim(W, 0), dim(W, 1), Work()
-    H = packed.columns // gates
-    P = panels_of(on, H, gates)
-    packed.panels = packed.work.reserve(P * packed.K * 2 * on.count * size)
+    cdef long size = cnp.PyArray_ITEMSIZE(W), K = dim(W, 0), H = dim(W, 1) // gates, first, last
+    cdef long P = panels_of(on, H, gates)
+    packed.work = Work()
+    packed.panels = packed.work.reserve(P * K * 2 * on.count * size)
     cdef void *W_ = data(W)
     cdef void *panels = packed.panels
-    cdef long K = packed.K, first, last
-    cdef int threads = team_for(READING * packed.K * packed.columns)
+    cdef int threads = team_for(READING * K * dim(W, 1))
     with nogil, parallel(num_threads=threads):
         first = first_of(P, threadid(), team_size())
         last = first_of(P, threadid() + 1, team_size())
@@ -780,13 +776,12 @@ cdef inline bint turn(Packed packed):
 cdef struct Step:
     const lanes *on
     long gates, N, H
-    void *panels  # of Wh, or NULL
-    bint backwards
+    bint backwards  # from the last panel to the first
     int64_t *rows
     void *a
     void *prev_h
     void *prev_c
-    void *Wh
+    void *Wh  # NULL where its panels are packed already
     void *h
     void *c
 
@@ -810,7 +805,6 @@ cdef void _run_step(
 ):
     cdef Step step
     cdef bint packed = isinstance(Wh, Packed)
-    step.panels = (<Packed>Wh).panels if packed else NULL
     step.backwards = turn(<Packed>Wh) if packed else False
     step.on = lanes_for(a)
     step.N, step.H = dim(prev_h, 0), dim(prev_h, 1)
@@ -820,17 +814,19 @@ cdef void _run_step(
     step.Wh = NULL if packed else data(Wh)
     step.h, step.c = data(h), data(c)
     cdef long size = cnp.PyArray_ITEMSIZE(a)
-    cdef void *scratch = step.panels
-    if not packed:
-        scratch = work.reserve(panels_of(step.on, step.H, step.gates) * 2 * step.on.count * step.H * size)
+    cdef void *panels
+    if packed:
+        panels = (<Packed>Wh).panels
+    else:
+        panels = work.reserve(panels_of(step.on, step.H, step.gates) * 2 * step.on.count * step.H * size)
     cdef int threads = team_for((2.0 * step.N + READING) * step.H * step.gates * step.H)
     cdef unsigned before
     with nogil, parallel(num_threads=threads):
         before = flush_denormals()
         if size == 4:
-            _step(&step, <float *>scratch, threadid(), team_size())
+            _step(&step, <float *>panels, threadid(), team_size())
         else:
-            _step(&step, <double *>scratch, threadid(), team_size())
+            _step(&step, <double *>panels, threadid(), team_size())
         restore_denormals(before)
 
 
@@ -1251,10 +1247,13 @@ def sgd(cnp.ndarray w, cnp.ndarray dw, double learning_rate):
     cdef char *w_ = <char *>data(w)
     cdef char *dw_ = <char *>data(dw)
     cdef int threads = team_for(20.0 * n)
+    cdef unsigned before
     with nogil, parallel(num_threads=threads):
+        before = flush_denormals()
         first = _elements(n, threadid(), team_size())
         count = _elements(n, threadid() + 1, team_size()) - first
         on.sgd(count, w_ + first * size, dw_ + first * size, learning_rate)
+        restore_denormals(before)
 
 
 def sgd_momentum(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray velocity, double learning_rate, double momentum):
@@ -1265,12 +1264,15 @@ def sgd_momentum(cnp.ndarray w, cnp.ndarray dw, cnp.ndarray velocity, double lea
     cdef char *dw_ = <char *>data(dw)
     cdef char *velocity_ = <char *>data(velocity)
     cdef int threads = team_for(20.0 * n)
+    cdef unsigned before
     with nogil, parallel(num_threads=threads):
+        before = flush_denormals()
         first = _elements(n, threadid(), team_size())
         count = _elements(n, threadid() + 1, team_size()) - first
         on.sgd_momentum(
             count, w_ + first * size, dw_ + first * size, velocity_ + first * size, learning_rate, momentum
         )
+        restore_denormals(before)
 
 
 def rmsprop(
@@ -1287,12 +1289,15 @@ def rmsprop(
     cdef char *dw_ = <char *>data(dw)
     cdef char *cache_ = <char *>data(cache)
     cdef int threads = team_for(20.0 * n)
+    cdef unsigned before
     with nogil, parallel(num_threads=threads):
+        before = flush_denormals()
         first = _elements(n, threadid(), team_size())
         count = _elements(n, threadid() + 1, team_size()) - first
         on.rmsprop(
             count, w_ + first * size, dw_ + first * size, cache_ + first * size, learning_rate, decay_rate, epsilon
         )
+        restore_denormals(before)
 
 
 def adam(
@@ -1313,10 +1318,13 @@ def adam(
     cdef char *v_ = <char *>data(v)
     cdef double correction1 = 1 - beta1 ** t, correction2 = 1 - beta2 ** t
     cdef int threads = team_for(20.0 * n)
+    cdef unsigned before
     with nogil, parallel(num_threads=threads):
+        before = flush_denormals()
         first = _elements(n, threadid(), team_size())
         count = _elements(n, threadid() + 1, team_size()) - first
         on.adam(
             count, w_ + first * size, dw_ + first * size, m_ + first * size, v_ + first * size, learning_rate,
             beta1, beta2, epsilon, correction1, correction2,
         )
+        restore_denormals(before)

@@ -62,8 +62,7 @@ struct lanes {
 };
 
 #if defined(__clang__)
-#define BEGIN_TARGET(features) \
-    _Pragma("clang diagnostic push") ATTRIBUTE(push(__attribute__((target(features))), apply_to = function))
+#define BEGIN_TARGET(features) ATTRIBUTE(push(__attribute__((target(features))), apply_to = function))
 #define DO_PRAGMA(x) _Pragma(#x)
 #define ATTRIBUTE(x) DO_PRAGMA(clang attribute x)
 #define END_TARGET _Pragma("clang attribute pop")
@@ -82,20 +81,12 @@ struct lanes {
 #define FN(name) name##_f32_generic
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #define real double
 #define integer int64_t
 #define LANES 2
 #define FN(name) name##_f64_generic
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #undef NAME
 
 #if defined(__x86_64__)
@@ -108,20 +99,12 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt")
 #define FN(name) name##_f32_v2
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #define real double
 #define integer int64_t
 #define LANES 2
 #define FN(name) name##_f64_v2
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #undef NAME
 END_TARGET
 
@@ -133,20 +116,12 @@ BEGIN_TARGET("sse3,ssse3,sse4.1,sse4.2,popcnt,avx,avx2,fma,bmi,bmi2")
 #define FN(name) name##_f32_v3
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #define real double
 #define integer int64_t
 #define LANES 4
 #define FN(name) name##_f64_v3
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #undef NAME
 #undef ROWS
 END_TARGET
@@ -167,20 +142,12 @@ INLINE floats_v4 inverse_v4(floats_v4 x) {
 #define FN(name) name##_f32_v4
 #define INVERSE(x) inverse_v4(x)
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #define real double
 #define integer int64_t
 #define LANES 8
 #define FN(name) name##_f64_v4
 #define INVERSE(x) ((real)1 / (x))
 #include "lanes.h"
-#undef real
-#undef integer
-#undef LANES
-#undef FN
 #undef NAME
 END_TARGET
 

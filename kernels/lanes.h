@@ -1,6 +1,6 @@
 /* The inner loops of the Cython kernels, written once.
 
-isa.h includes this file for each instruction set and real type, after defining
+isa.h includes this file for each instruction set and real type, after defining what is undefined again at its end:
 
     real, integer       float and int32_t, or double and int64_t
     LANES               reals in a vector register
@@ -481,3 +481,7 @@ const static struct lanes FN(lanes) = {
 #undef LN2_LOW
 #undef EXP_LOWEST
 #undef EXP_HIGHEST
+#undef real
+#undef integer
+#undef LANES
+#undef FN

@@ -50,7 +50,7 @@ def real_folder(tmp_path):
         "rnn_layers.py": "__all__ = ['mine']\ndef mine(): return 'real'\ndef rnn_forward(): pass\n",
         "optim.py": "from no_such_module import xrange\n",
         "data_utils.py": "def get_CIFAR10_data(): return 'real'\n",
-        "coco_utils.py": "def load_coco_data(*args, **kwargs): raise NotImplementedError\n",
+        "coco_utils.py": "def load_coco_data(*args, **kwargs): return 'real'\n",
         "captioning_solver.py": "from cs231n import optim\nclass CaptioningSolver: pass\n",
     }.items():
         (folder / name).write_text(text)
