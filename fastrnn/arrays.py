@@ -1,13 +1,19 @@
 """What users hand in, checked and converted once: below this line arrays are what the kernels expect."""
 
+import itertools
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array = NDArray[Any]
 Sizes = dict[str, int]
+Memory = Callable[[int], Array]  # so many bytes, at least, as an array of uint8
+
+CACHE_LINE = 64  # bytes
 
 
 def reals(spec: str, *arrays: ArrayLike) -> tuple[list[Array], Sizes]:
@@ -97,3 +103,24 @@ def _whole(name: str, array: ArrayLike) -> Array:
         if not whole.all():
             raise ValueError(f"{name}: expected whole numbers, got {given[~whole].flat[0]}")
     return given
+
+
+def fresh_memory(nbytes: int) -> Array:
+    """Bytes that nobody else has."""
+    return np.empty(nbytes, np.uint8)
+
+
+def in_one_piece(memory: Memory, dtype: DTypeLike, *shapes: tuple[int, ...]) -> list[Array]:
+    """Arrays of unknown content, side by side in memory, each from the start of a cache line on.
+
+    One big piece is what C's allocator keeps for the next time; many middling ones it hands back to the
+    system, which has to clear them before they can be used again.
+    """
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
+    padded = [-(-size // CACHE_LINE) * CACHE_LINE for size in sizes]
+    piece = memory(sum(padded) + CACHE_LINE)
+    starts = itertools.accumulate(padded, initial=-piece.ctypes.data % CACHE_LINE)
+    return [
+        piece[start : start + size].view(dtype).reshape(shape)
+        for start, size, shape in zip(starts, sizes, shapes, strict=False)
+    ]

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import threadpoolctl
 
-from fastrnn.arrays import Array
+from fastrnn.arrays import Array, Memory, fresh_memory
 
 _MODULES = {  # in the order of the automatic choice
     "cython": "fastrnn.kernels.cython_kernels",
@@ -171,6 +171,21 @@ def kernels_and_work() -> tuple[Kernels, Any]:
     if name not in kept:
         kept[name] = found.make_work()
     return found, kept[name]
+
+
+def kept_memory(name: str) -> Memory:
+    """Memory that the calling thread keeps, so that it is not paged in anew for each call.
+
+    Who asks for it by the same name gets the same: it is for arrays that no caller ever sees.
+    """
+
+    def memory(nbytes: int) -> Array:
+        kept: dict[str, Any] = _scratch.__dict__
+        if name not in kept or kept[name].nbytes < nbytes:
+            kept[name] = fresh_memory(nbytes + nbytes // 16)  # batches vary
+        return cast(Array, kept[name])
+
+    return memory
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastrnn import backend, decoding, files, recurrence
-from fastrnn.arrays import Array, integers, real, real_type, reals, tokens
+from fastrnn.arrays import Array, fresh_memory, in_one_piece, integers, real, real_type, reals, tokens
 from fastrnn.data.pca import PCA
 from fastrnn.files import StrPath
 
@@ -124,20 +124,19 @@ class CaptioningRNN:
         params, features, batch = self._batch(features, captions)
         kernels, work = backend.kernels_and_work()
         run = self._run(params, features, batch)
-        others = ("W_embed", "W_proj", "b_proj", "W_vocab", "b_vocab")  # the layer makes its own three
-        grads = {name: np.empty_like(params[name]) for name in others}
-        dh = np.empty_like(run.h)
+        each = in_one_piece(fresh_memory, run.h.dtype, *(params[name].shape for name in params))
+        grads = dict(zip(params, each, strict=True))
+        (dh,) = in_one_piece(backend.kept_memory("dh"), run.h.dtype, run.h.shape)
         loss = kernels.vocab_loss(
             run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / len(features),
             dh, grads["W_vocab"], grads["b_vocab"], work,
         )  # fmt: skip
-        d = recurrence.backward(dh, None, run)
-        grads["Wx"], grads["Wh"], grads["b"] = d.dWx, d.dWh, d.db
+        d = recurrence.backward(dh, None, run, (grads["Wx"], grads["Wh"], grads["b"]))
         kernels.embedding_backward(batch.words, d.dx, grads["W_embed"], work)
         kernels.affine_backward(
             d.dh0, features, params["W_proj"], None, grads["W_proj"], grads["b_proj"], work
         )
-        return loss, {name: grads[name] for name in params}
+        return loss, grads
 
     def evaluate_loss(self, features: ArrayLike, captions: ArrayLike) -> float:
         """The loss alone, at a third of the work. Takes and raises what :meth:`loss` does."""
@@ -186,7 +185,7 @@ class CaptioningRNN:
         c0 = np.zeros_like(h0) if self.cell_type == "lstm" else None
         return recurrence.forward(
             x, batch.rows, batch.packed.batch_sizes, h0, c0, params["Wx"], params["Wh"], params["b"],
-            backward_follows=backward_follows,
+            backward_follows=backward_follows, memory=backend.kept_memory("activations"),
         )  # fmt: skip
 
     def _initial_state(self, params: dict[str, Array], features: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrnn import backend
-from fastrnn.arrays import Array
+from fastrnn.arrays import Array, Memory, fresh_memory, in_one_piece
 
 
 class Packed(NamedTuple):
@@ -64,25 +64,32 @@ def forward(
     b: Array,
     *,
     backward_follows: bool = True,
+    memory: Memory = fresh_memory,
 ) -> Run:
-    """Run an LSTM, or an RNN where ``c0`` is None, over packed sequences."""
+    """Run an LSTM, or an RNN where ``c0`` is None, over packed sequences. What it makes is in ``memory``."""
     S, H = len(rows), h0.shape[1]
-    h = np.empty((S, H), x.dtype)
     kernels, work = backend.kernels_and_work()
     if c0 is None:
+        (h,) = in_one_piece(memory, x.dtype, (S, H))
         kernels.rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, work)
         return Run(x, rows, batch_sizes, h0, None, Wx, Wh, h, None, None)
-    c = np.empty((S, H), x.dtype)
-    gates = np.empty((S, 4 * H), x.dtype) if backward_follows else None
+    h, c, *more = in_one_piece(memory, x.dtype, (S, H), (S, H), *[(S, 4 * H)] * backward_follows)
+    gates = more[0] if more else None
     kernels.lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, work)
     return Run(x, rows, batch_sizes, h0, c0, Wx, Wh, h, c, gates)
 
 
-def backward(dh: Array, dcT: Array | None, run: Run) -> Gradients:
-    """Gradients from ``dh`` (S,H) and, for an LSTM, that of each last cell state ``dcT`` (N,H) or None."""
+def backward(
+    dh: Array, dcT: Array | None, run: Run, weights: tuple[Array, Array, Array] | None = None
+) -> Gradients:
+    """Gradients from ``dh`` (S,H) and, for an LSTM, that of each last cell state ``dcT`` (N,H) or None.
+
+    ``weights`` are the arrays for dWx, dWh and db; without them they are new.
+    """
     dx, dh0 = np.empty_like(run.x), np.empty_like(run.h0)
-    dWx, dWh = np.empty_like(run.Wx), np.empty_like(run.Wh)
-    db = np.empty(run.Wx.shape[1], run.Wx.dtype)
+    dWx, dWh, db = weights or (
+        np.empty_like(run.Wx), np.empty_like(run.Wh), np.empty(run.Wx.shape[1], run.Wx.dtype)
+    )  # fmt: skip
     kernels, work = backend.kernels_and_work()
     if run.c0 is None:
         kernels.rnn_backward(

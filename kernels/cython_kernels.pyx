@@ -157,7 +157,7 @@ cdef class Work:
         cdef size_t start
         if self.memory is None or len(self.memory) < nbytes + 64:
             self.memory = None
-            self.memory = np.empty(nbytes + 64, np.uint8)
+            self.memory = np.empty(nbytes + nbytes // 16 + 64, np.uint8)  # batches vary
         start = <size_t>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
         return <void *>((start + 63) // 64 * 64)
 
