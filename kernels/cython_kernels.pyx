@@ -31,14 +31,16 @@ cdef extern from "isa.h" nogil:
         void *x
         long ld, second, width0, width1
         int add
+    struct lines:
+        long next, count
     struct lanes:
         const char *isa
         long count
         long rows
         void (*tile)(long m, long K, const void *a, long lda, const void *b, long ldb, long second,
-                     const origin *begin, const place *to) noexcept nogil
+                     const origin *begin, const place *to, lines *soon) noexcept nogil
         void (*tile_of_panels)(long m, long panels, const void *a, long a_step, const void *b,
-                               const origin *begin, const place *to) noexcept nogil
+                               const origin *begin, const place *to, lines *soon) noexcept nogil
         void (*tile_of_columns)(long m, long K, const void *a, const void *b, const origin *begin,
                                 const place *to) noexcept nogil
         void (*pack_panel)(long K, const void *w, long ldw, long second, long width0, long width1,
@@ -49,7 +51,7 @@ cdef extern from "isa.h" nogil:
         void (*sum_rows)(long n, const void *panel, void *sum) noexcept nogil
         void (*put_rows)(long m, const void *acc, void *x, long ldx, long second, long width0, long width1,
                          int add) noexcept nogil
-        void (*lstm_cell)(long m, long width, const void *a_if, const void *a_og, const void *prev_c, void *h, void *c,
+        void (*lstm_cell)(long m, long width, const void *a_if, void *a_og, const void *prev_c, void *h, void *c,
                        void *gates, long ld) noexcept nogil
         void (*lstm_cell_backward)(long m, long width, const void *dh, const void *flowing, long flowing_ld,
                                 const void *prev_c, const void *c, const void *gates, void *dc, void *da_if,
@@ -59,12 +61,14 @@ cdef extern from "isa.h" nogil:
                                const void *h, void *da, long ld) noexcept nogil
         double (*softmax_row)(long V, long piece, long step, void *scores, int64_t target, double weight) noexcept nogil
         void (*sgd)(long n, void *w, const void *dw, double rate) noexcept nogil
-        void (*sgd_momentum)(long n, void *w, const void *dw, void *velocity, double rate, double momentum) noexcept nogil
+        void (*sgd_momentum)(long n, void *w, const void *dw, void *velocity, double rate,
+                             double momentum) noexcept nogil
         void (*rmsprop)(long n, void *w, const void *dw, void *cache, double rate, double decay,
                         double eps) noexcept nogil
         void (*adam)(long n, void *w, const void *dw, void *m, void *v, double rate, double beta1, double beta2,
                   double eps, double correction1, double correction2) noexcept nogil
     const lanes **usable_lanes(int reals_are_float)
+    void expect_rows(lines *soon, long m, const void *x, long stride, long bytes)
 
 cdef extern from "threads.h" nogil:
     int HAS_THREADS
@@ -314,7 +318,7 @@ cdef void project(
             for p in range(group, min(group + each, last)):
                 begin = start_with(<real *>bias + (p - group) * PANEL, NULL)
                 to = place_in_panel(on, out + (p * M + r) * PANEL)
-                on.tile(m, D, x + r * D, D, W + p * D * PANEL, PANEL, on.count, &begin, &to)
+                on.tile(m, D, x + r * D, D, W + p * D * PANEL, PANEL, on.count, &begin, &to, NULL)
 
 
 cdef void times_transposed(
@@ -338,7 +342,7 @@ cdef void times_transposed(
             for q in range(group, min(group + each, last)):
                 c = columns_of(on, K, 1, q)
                 to = place_of(out + r * K + c.start, K, c, False) if at == NULL else place_in_panel(on, rows)
-                on.tile_of_panels(m, P, a + r * PANEL, M * PANEL, WT + q * P * PANEL * PANEL, &begin, &to)
+                on.tile_of_panels(m, P, a + r * PANEL, M * PANEL, WT + q * P * PANEL * PANEL, &begin, &to, NULL)
                 if at != NULL:
                     for j in range(m):
                         on.put_rows(
@@ -484,7 +488,9 @@ cdef void _forward(Layer *layer, real *scratch, int me, int team) noexcept nogil
     cdef real *a = <real *>acc
     cdef origin begin
     cdef place to
+    cdef lines soon
     cdef long t, k, q, p, i, r, m, n, half, tiles, unit
+    cdef long row = H * layer.size, width = PANEL // pair * layer.size
     pack_panels(on, <real *>layer.Wx, D, H, gates, first, last, Wx)
     pack_panels(on, <real *>layer.Wh, H, H, gates, first, last, Wh)
     project(on, <real *>layer.x, U, D, Wx, <real *>layer.b, H, gates, first, last, ax)  # 1
@@ -498,10 +504,16 @@ cdef void _forward(Layer *layer, real *scratch, int me, int team) noexcept nogil
             for i in range(tiles):
                 r = first_of(n, i, tiles)
                 m = first_of(n, i + 1, tiles) - r
+                soon.next = soon.count = 0
+                expect_rows(&soon, m, h + r * H + unit, row, width)
+                if gates == 4:
+                    expect_rows(&soon, m, c + r * H + unit, row, width)
+                    if activations != NULL:
+                        expect_rows(&soon, 4 * m, activations + r * 4 * H + unit, row, width)
                 for half in range(pair):  # 2
                     begin = start_with(ax + (p + half) * U * PANEL, rows + r)
                     to = place_in_panel(on, a + half * m * PANEL)
-                    on.tile(m, H, prev_h + r * H, H, Wh + (p + half) * H * PANEL, PANEL, LANES, &begin, &to)
+                    on.tile(m, H, prev_h + r * H, H, Wh + (p + half) * H * PANEL, PANEL, LANES, &begin, &to, &soon)
                 if gates == 4:  # 3 4 5
                     on.lstm_cell(
                         m, min(LANES, H - unit), a, a + m * PANEL, prev_c + r * H + unit, h + r * H + unit,
@@ -599,19 +611,20 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
     cdef real *prev_h
     cdef char acc[TILE_BYTES]
     cdef real *flowing = <real *>acc
-    cdef long t, g, group, q, p, i, r, m, n, s, alive, tiles, start, width
+    cdef long t, g, group, q, p, i, r, m, n, s, at, alive, tiles, start
+    cdef long row = H * layer.size, width = PANEL * layer.size
     cdef long each = group_of(on, P * PANEL, sizeof(real)), groups = (last - first + each - 1) // each
     cdef Columns columns
     cdef origin begin = start_with(NULL, NULL)
     cdef place to = place_in_panel(on, flowing)
+    cdef lines soon
     if dc == NULL:
         dc = left_x + U * D  # (N,H)
     pack_transposed(on, <real *>layer.Wh, H, H, gates, first, last, WhT)
     if gates == 4:
         start = min(first * PANEL, H)
-        width = min(last * PANEL, H) - start
         for r in range(layer.N):
-            memcpy(dc + r * H + start, dcT + r * H + start, width * sizeof(real))
+            memcpy(dc + r * H + start, dcT + r * H + start, (min(last * PANEL, H) - start) * sizeof(real))
     s = S
     alive = 0  # sequences that go on to step t + 1
     for t in range(layer.T - 1, -2, -1):
@@ -627,9 +640,20 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
                 r = first_of(alive, i, tiles)
                 m = first_of(alive, i + 1, tiles) - r
                 for q in range(group, min(group + each, last)):
+                    soon.next = soon.count = 0
+                    if t >= 0:
+                        at = (s + r) * H + q * PANEL
+                        expect_rows(&soon, m, <real *>layer.dh + at, row, width)
+                        if gates == 4:
+                            expect_rows(&soon, m, <real *>layer.c + at, row, width)
+                            expect_rows(
+                                &soon, 4 * m, <real *>layer.activations + (s + r) * 4 * H + q * PANEL, row, width
+                            )
+                        else:
+                            expect_rows(&soon, m, <real *>layer.h + at, row, width)
                     on.tile_of_panels(
                         m, P, da + (s + n + r if t >= 0 else r) * PANEL, S * PANEL, WhT + q * P * PANEL * PANEL,
-                        &begin, &to,
+                        &begin, &to, &soon,
                     )
                     _step_backward(layer, t, s, r, m, q, flowing, dc, da)
             tiles = tiles_of(on, n - alive)
@@ -733,9 +757,9 @@ cdef void _product_of_panel(
 ) noexcept nogil:
     """x (m,D) times a panel of W, which is packed at W or else stands in a matrix with rows ldw apart."""
     if packed:
-        on.tile(m, D, x, D, W, 2 * on.count, on.count, &begin, &to)
+        on.tile(m, D, x, D, W, 2 * on.count, on.count, &begin, &to, NULL)
     else:
-        on.tile(m, D, x, D, W + c.start, ldw, c.second, &begin, &to)
+        on.tile(m, D, x, D, W + c.start, ldw, c.second, &begin, &to, NULL)
 
 
 cdef class Packed:

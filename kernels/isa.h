@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define LINE 64 /* bytes that memory comes in */
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -28,15 +29,29 @@ struct place {
     int add;
 };
 
+/* Lines of memory that are needed after a tile. It fetches them one by one on its way: all at once they would keep
+   its own operands waiting. The longest list is lstm_backward's: two lines each of dh, c and four gates, 13 rows. */
+struct lines {
+    long next, count;
+    const char *at[6 * 2 * 13];
+};
+
+/* m rows of so many bytes, `stride` apart, are needed soon. */
+static inline void expect_rows(struct lines *soon, long m, const void *x, long stride, long bytes) {
+    const char *row = x;
+    for (long r = 0; r < m; r++, row += stride)
+        for (long at = 0; at < bytes; at += LINE) soon->at[soon->count++] = row + at;
+}
+
 /* What lanes.h offers for one instruction set and type; pointers are to reals of that type. */
 struct lanes {
     const char *isa;
     long count; /* reals in a vector register; a panel is twice as wide */
     long rows;  /* of a tile */
     void (*tile)(long m, long K, const void *a, long lda, const void *b, long ldb, long second,
-                 const struct origin *origin, const struct place *place);
+                 const struct origin *origin, const struct place *place, struct lines *soon);
     void (*tile_of_panels)(long m, long panels, const void *a, long a_step, const void *b,
-                           const struct origin *origin, const struct place *place);
+                           const struct origin *origin, const struct place *place, struct lines *soon);
     void (*tile_of_columns)(long m, long K, const void *a, const void *b, const struct origin *origin,
                             const struct place *place);
     void (*pack_panel)(long K, const void *w, long ldw, long second, long width0, long width1, void *panel);
@@ -45,7 +60,7 @@ struct lanes {
     void (*scatter_add_rows)(long n, const void *panel, const int64_t *rows, void *out);
     void (*sum_rows)(long n, const void *panel, void *sum);
     void (*put_rows)(long m, const void *acc, void *x, long ldx, long second, long width0, long width1, int add);
-    void (*lstm_cell)(long m, long width, const void *a_if, const void *a_og, const void *prev_c, void *h, void *c,
+    void (*lstm_cell)(long m, long width, const void *a_if, void *a_og, const void *prev_c, void *h, void *c,
                       void *gates, long ld);
     void (*lstm_cell_backward)(long m, long width, const void *dh, const void *flowing, long flowing_ld,
                                const void *prev_c, const void *c, const void *gates, void *dc, void *da_if,
