@@ -36,7 +36,7 @@ class Kernels(Protocol):
 
     # fmt: off
     def make_work(self) -> Any: ...
-    def pack(self, W: Array, gates: int) -> Any: ...
+    def pack(self, W: Array, gates: int, work: Any) -> Any: ...
     def rnn_forward(self, x: Array, rows: Array, batch_sizes: Array, h0: Array, Wx: Array, Wh: Array,
                     b: Array, h: Array, work: Any) -> None: ...
     def rnn_backward(self, dh: Array, x: Array, rows: Array, batch_sizes: Array, h0: Array, h: Array,
@@ -162,28 +162,29 @@ def kernels() -> Kernels:
 _scratch = threading.local()
 
 
-def kernels_and_work() -> tuple[Kernels, Any]:
-    """The current backend's kernels, and scratch for them that the calling thread keeps until it ends."""
+def kernels_and_work(purpose: str = "calls") -> tuple[Kernels, Any]:
+    """The current backend's kernels, and scratch for them that the calling thread keeps for a purpose."""
     name = current_backend()
     found = cast(Kernels, _module(name))
     _apply_threads(name)
     kept: dict[str, Any] = _scratch.__dict__
-    if name not in kept:
-        kept[name] = found.make_work()
-    return found, kept[name]
+    key = f"{name}: {purpose}"
+    if key not in kept:
+        kept[key] = found.make_work()
+    return found, kept[key]
 
 
-def kept_memory(name: str) -> Memory:
-    """Memory that the calling thread keeps, so that it is not paged in anew for each call.
+def kept_memory(purpose: str) -> Memory:
+    """Memory that the calling thread keeps for a purpose, so that it is not paged in anew for each call.
 
-    Who asks for it by the same name gets the same: it is for arrays that no caller ever sees.
+    Who asks again gets the same: it is for arrays that no caller ever sees.
     """
 
     def memory(nbytes: int) -> Array:
         kept: dict[str, Any] = _scratch.__dict__
-        if name not in kept or kept[name].nbytes < nbytes:
-            kept[name] = fresh_memory(nbytes + nbytes // 16)  # batches vary
-        return cast(Array, kept[name])
+        if purpose not in kept or kept[purpose].nbytes < nbytes:
+            kept[purpose] = fresh_memory(nbytes + nbytes // 16)  # batches vary
+        return cast(Array, kept[purpose])
 
     return memory
 

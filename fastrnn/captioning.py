@@ -25,13 +25,20 @@ class _Batch(NamedTuple):
     mask: Array  # (S,) 1, or 0 where the target is NULL
 
 
+def _packed(name: str, W: Array, gates: int) -> Any:
+    """Weights for many steps, in memory that is kept for those of that name."""
+    kernels, work = backend.kernels_and_work(name)
+    return kernels.pack(W, gates, work)
+
+
 class _ProjectedWords:
     """x Wx + b of the words that decoding meets, each computed when first met."""
 
     def __init__(self, W_embed: Array, Wx: Array, b: Array) -> None:
         self.kernels, self.work = backend.kernels_and_work()
-        self.W_embed, self.Wx, self.b = W_embed, self.kernels.pack(Wx, 1), b
-        self.a = np.empty((len(W_embed), len(b)), b.dtype)  # only rows of words that were met are touched
+        self.W_embed, self.Wx, self.b = W_embed, _packed("Wx", Wx, 1), b
+        # projected inputs; only rows of words that were met are touched
+        (self.a,) = in_one_piece(backend.kept_memory("a"), b.dtype, (len(W_embed), len(b)))
         self.rows = np.full(len(W_embed), -1)  # of each word in a
         self.met = 0
 
@@ -39,7 +46,7 @@ class _ProjectedWords:
         """Projected inputs (.,mH), and the row of each of the words (N,) in them."""
         rows = self.rows[words]
         if rows.min() < 0:
-            new = np.unique(words[rows < 0])
+            new = np.unique(words[rows < 0]) if len(words) > 1 else words
             x = np.empty((len(new), self.W_embed.shape[1]), self.b.dtype)
             first, self.met = self.met, self.met + len(new)
             self.kernels.embedding_forward(new, self.W_embed, x)
@@ -239,8 +246,8 @@ class CaptioningRNN:
         h = self._initial_state(params, features)
         c = np.zeros_like(h)
 
-        Wh = kernels.pack(Wh, _GATES[self.cell_type])
-        W_vocab = kernels.pack(params["W_vocab"], 1)
+        Wh = _packed("Wh", Wh, _GATES[self.cell_type])
+        W_vocab = _packed("W_vocab", params["W_vocab"], 1)
         inputs = _ProjectedWords(params["W_embed"], Wx, b)
         next_h, next_c = np.empty_like(h), np.empty_like(c)
         scores = np.empty((len(h), len(params["b_vocab"])), Wx.dtype)

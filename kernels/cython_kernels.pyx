@@ -765,19 +765,19 @@ cdef void _product_of_panel(
 cdef class Packed:
     """Weights as panels, kept for many products."""
 
-    cdef Work work  # whose memory they are in
+    cdef object memory  # that they are in
     cdef void *panels
     cdef bint backwards  # the order in which the next product goes through the panels
 
 
-def pack(cnp.ndarray W, long gates):
+def pack(cnp.ndarray W, long gates, Work work):
     """Weights for the steps and for affine_forward, packed once: gates is 4 for the LSTM's Wh, else 1."""
     cdef Packed packed = Packed()
     cdef const lanes *on = lanes_for(W)
     cdef long size = cnp.PyArray_ITEMSIZE(W), K = dim(W, 0), H = dim(W, 1) // gates, first, last
     cdef long P = panels_of(on, H, gates)
-    packed.work = Work()
-    packed.panels = packed.work.reserve(P * K * 2 * on.count * size)
+    packed.panels = work.reserve(P * K * 2 * on.count * size)
+    packed.memory = work.memory
     cdef void *W_ = data(W)
     cdef void *panels = packed.panels
     cdef int threads = team_for(READING * K * dim(W, 1))

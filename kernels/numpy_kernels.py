@@ -48,6 +48,7 @@ def make_work() -> Work:
 def pack(
     W: Array,  # (K,columns)
     gates: int,  # 4 for the LSTM's Wh, else 1
+    work: Any,
 ) -> Array:
     """W in the form that rnn_step, lstm_step and affine_forward like best, to be passed in its place."""
     return W

@@ -211,7 +211,7 @@ def test_packed_weights(kernels, kernel, dtype):
         case = make_case(kernel, size, dtype)
         expected = case.run(kernels)
         name, gates = {"rnn_step": ("Wh", 1), "lstm_step": ("Wh", 4), "affine_forward": ("W", 1)}[kernel]
-        packed, work = kernels.pack(case.inputs[name], gates), kernels.make_work()
+        packed, work = kernels.pack(case.inputs[name], gates, kernels.make_work()), kernels.make_work()
         for _ in range(3):
             arguments = case.arguments() | {name: packed}
             call(kernels, kernel, arguments, work)
