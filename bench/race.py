@@ -33,7 +33,7 @@ def competitors(task: Task) -> dict[str, list[str]]:
     """Name and module with arguments of everybody who can do a task; PyTorch only where it is installed."""
     ours = {f"fastrnn {name}": ["ours", name] for name in fastrnn.available_backends()}
     torch = dict(TORCH) if importlib.util.find_spec("torch") else {}
-    if torch and task.kind == "decode":
+    if torch and task.kind in ("decode", "product"):
         torch = {"PyTorch": ["pytorch", "padded"]}
     if task.kind in ("layer", "ragged"):
         torch.pop("PyTorch live", None)
@@ -118,6 +118,8 @@ def check_answers(task: Task, answers: dict[str, Any]) -> None:
 def floor_flops(task: Task) -> float:
     """Floating-point operations of a task's live, de-duplicated products."""
     m = 4 if task.cell == "lstm" else 1
+    if task.kind == "product":
+        return 2.0 * task.N * H * m * H
     if task.kind == "decode":
         return 2.0 * task.N * (D * H + DECODED * (H * m * H + H * V))
     if task.kind == "layer":
@@ -153,7 +155,7 @@ def report(task: Task, results: list[Result]) -> Iterator[str]:
 
 
 def main(
-    kind: Annotated[list[str], typer.Option(help="train, layer, ragged or decode.")] = ["train"],  # noqa: B006
+    kind: Annotated[list[str], typer.Option(help="train, layer, ragged, decode or product.")] = ["train"],  # noqa: B006
     cell: Annotated[list[str], typer.Option(help="lstm or rnn.")] = ["lstm"],  # noqa: B006
     n: Annotated[list[int], typer.Option(help="Captions in a batch.")] = [25, 100, 256],  # noqa: B006
     threads: Annotated[list[int], typer.Option(help="Threads, for everybody.")] = [2],  # noqa: B006

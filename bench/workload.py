@@ -25,9 +25,9 @@ DECODED = 30  # words of a greedy caption
 class Task(NamedTuple):
     """One thing to race in."""
 
-    kind: str  # train, layer, ragged (the layer with lengths of real captions) or decode
+    kind: str  # train, layer, ragged (the layer with lengths of real captions), decode or product
     cell: str  # lstm or rnn
-    N: int
+    N: int  # captions, or rows of the product
     threads: int
 
 
@@ -94,6 +94,11 @@ def layer(N: int) -> tuple[Array, Array, tuple[Array, Array, Array], Array]:
     )
     dh *= np.arange(STEPS)[None, :, None] < lengths(N)[:, None, None]  # nothing flows into padding
     return x, h0, (params["Wx"], params["Wh"], params["b"]), dh
+
+
+def recurrent_product(cell: str, N: int) -> tuple[Array, Array]:
+    """h (N,H) and Wh (H,mH), float32: what every step of a layer multiplies."""
+    return np.random.default_rng(0).standard_normal((N, H), np.float32), model(cell).params["Wh"]
 
 
 def summary(outputs: tuple[Array, Array], live: Array | None) -> list[float]:

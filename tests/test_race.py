@@ -7,7 +7,7 @@ from bench import race
 from bench.workload import Task, batches, captions
 
 
-@pytest.mark.parametrize("kind", ["train", "decode", "ragged"])
+@pytest.mark.parametrize("kind", ["train", "decode", "ragged", "product"])
 def test_everybody_gives_the_same_answer(kind, monkeypatch):
     """Those that need nothing but fastrnn's own dependencies."""
     monkeypatch.setattr(race, "SECONDS", 0)

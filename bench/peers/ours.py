@@ -14,7 +14,8 @@ def start(task, backend):
     """Compete in any task."""
     fastrnn.use_backend(backend)
     fastrnn.set_num_threads(task.threads)
-    return {"train": _train, "layer": _layer, "ragged": _layer, "decode": _decode}[task.kind](task)
+    tasks = {"train": _train, "layer": _layer, "ragged": _layer, "decode": _decode, "product": _product}
+    return tasks[task.kind](task)
 
 
 def _train(task):
@@ -69,3 +70,16 @@ def _decode(task):
         return model.sample(features, workload.DECODED)
 
     return once()[:, :5].tolist(), timed(once)
+
+
+def _product(task):
+    h, Wh = workload.recurrent_product(task.cell, task.N)
+    kernels, work = fastrnn.backend.kernels_and_work()
+    packed, b = kernels.pack(Wh, 1, kernels.make_work()), np.zeros(Wh.shape[1], Wh.dtype)
+    out = np.empty((task.N, Wh.shape[1]), Wh.dtype)
+
+    def once():
+        kernels.affine_forward(h, packed, b, out, work)
+        return out
+
+    return float(np.abs(once()).sum()), timed(once)

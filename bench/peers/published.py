@@ -10,8 +10,8 @@ from bench.peers import timed
 
 
 def start(task):
-    """Compete in training and decoding."""
-    return {"train": _train, "decode": _decode}[task.kind](task)
+    """Compete in training, decoding and the product alone."""
+    return {"train": _train, "decode": _decode, "product": _product}[task.kind](task)
 
 
 def sigmoid(x):
@@ -150,3 +150,12 @@ def _decode(task):
         return captions
 
     return once()[:, :5].tolist(), timed(once)
+
+
+def _product(task):
+    h, Wh = workload.recurrent_product(task.cell, task.N)
+
+    def once():
+        return h.dot(Wh)
+
+    return float(np.abs(once()).sum()), timed(once)

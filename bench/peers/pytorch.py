@@ -20,7 +20,8 @@ def start(task, mode):
     """Compete in any task."""
     torch.set_num_threads(task.threads)
     torch.set_num_interop_threads(1)
-    return {"train": _train, "layer": _layer, "ragged": _layer, "decode": _decode}[task.kind](task, mode)
+    tasks = {"train": _train, "layer": _layer, "ragged": _layer, "decode": _decode, "product": _product}
+    return tasks[task.kind](task, mode)
 
 
 def _reordered(w):
@@ -142,3 +143,13 @@ def _decode(task, mode):
         return captions.numpy()
 
     return once()[:, :5].tolist(), timed(once)
+
+
+def _product(task, mode):
+    h, Wh = map(torch.from_numpy, workload.recurrent_product(task.cell, task.N))
+    out = torch.empty(task.N, Wh.shape[1])
+
+    def once():
+        return torch.matmul(h, Wh, out=out)
+
+    return once().abs().sum().item(), timed(once)
