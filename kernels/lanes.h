@@ -106,6 +106,22 @@ INLINE vec FN(vtanh)(vec x) {
 
 /* ---- Products ---- */
 
+/* Rows (m,PANEL) to a matrix whose rows are ldx apart, the two halves `second` apart there; added if asked to. */
+static void FN(put_rows)(long m, const void *acc_, void *x_, long ldx, long second, long width0, long width1,
+                         int add) {
+    const real *acc = acc_;
+    real *x = x_;
+    for (long r = 0; r < m; r++, acc += PANEL, x += ldx) {
+        vec a0 = *(const vec *)acc, a1 = *(const vec *)(acc + LANES);
+        if (add) {
+            a0 += FN(load)(x, width0);
+            a1 += FN(load)(x + second, width1);
+        }
+        FN(store)(x, a0, width0);
+        FN(store)(x + second, a1, width1);
+    }
+}
+
 /* A tile of A B: A (m,K), B (K,PANEL). What its sums begin with and where they go, isa.h tells. B's rows are ldb apart,
    its second half `second` after its first. A's element (r,k) is a[r * lda + k * step]; its columns come in `blocks`
    of K, which are a_step apart. m, and lda and step where they are constants, are known where this is inlined, so
@@ -172,11 +188,14 @@ INLINE void FN(tile_of)(const int m, long blocks, long K, const real *a, long ld
             *(vec *)(x + r * ld) = sum[r][0];
             *(vec *)(y + r * ld) = sum[r][1];
         }
-    else
-        for (int r = 0; r < m; r++) {
-            FN(store)(x + r * ld, sum[r][0], width0);
-            FN(store)(y + r * ld, sum[r][1], width1);
+    else {
+        real rows[ROWS * PANEL];
+        UNROLL for (int r = 0; r < m; r++) {
+            *(vec *)(rows + r * PANEL) = sum[r][0];
+            *(vec *)(rows + r * PANEL + LANES) = sum[r][1];
         }
+        FN(put_rows)(m, rows, x, ld, place->second, width0, width1, 0);
+    }
 }
 
 #if ROWS > 6
@@ -296,22 +315,6 @@ static void FN(sum_rows)(long n, const void *panel_, void *sum_) {
     }
     *(vec *)sum = first;
     *(vec *)(sum + LANES) = second;
-}
-
-/* Rows (m,PANEL) to a matrix whose rows are ldx apart, the two halves `second` apart there; added if asked to. */
-static void FN(put_rows)(long m, const void *acc_, void *x_, long ldx, long second, long width0, long width1,
-                         int add) {
-    const real *acc = acc_;
-    real *x = x_;
-    for (long r = 0; r < m; r++, acc += PANEL, x += ldx) {
-        vec a0 = *(const vec *)acc, a1 = *(const vec *)(acc + LANES);
-        if (add) {
-            a0 += FN(load)(x, width0);
-            a1 += FN(load)(x + second, width1);
-        }
-        FN(store)(x, a0, width0);
-        FN(store)(x + second, a1, width1);
-    }
 }
 
 /* ---- Recurrent cells: LANES hidden units of m sequences ---- */
