@@ -113,13 +113,13 @@ def fresh_memory(nbytes: int) -> Array:
 def in_one_piece(memory: Memory, dtype: DTypeLike, *shapes: tuple[int, ...]) -> list[Array]:
     """Arrays of unknown content, side by side in memory, each from the start of a cache line on.
 
-    One big piece is what C's allocator keeps for the next time; many middling ones it hands back to the
-    system, which has to clear them before they can be used again.
+    glibc keeps a freed piece for the next time if it is below 32 MiB and not much larger than others before;
+    of many middling ones it hands most back to the system, which has to clear them before they are used.
     """
     sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
     padded = [-(-size // CACHE_LINE) * CACHE_LINE for size in sizes]
     piece = memory(sum(padded) + CACHE_LINE)
-    starts = itertools.accumulate(padded, initial=-piece.ctypes.data % CACHE_LINE)
+    starts = itertools.accumulate(padded, initial=-piece.__array_interface__["data"][0] % CACHE_LINE)
     return [
         piece[start : start + size].view(dtype).reshape(shape)
         for start, size, shape in zip(starts, sizes, shapes, strict=False)

@@ -162,29 +162,35 @@ def kernels() -> Kernels:
 _scratch = threading.local()
 
 
-def kernels_and_work(purpose: str = "calls") -> tuple[Kernels, Any]:
-    """The current backend's kernels, and scratch for them that the calling thread keeps for a purpose."""
+def kernels_and_work() -> tuple[Kernels, Any]:
+    """The current backend's kernels, and scratch for them that the calling thread keeps until it ends."""
     name = current_backend()
     found = cast(Kernels, _module(name))
     _apply_threads(name)
-    kept: dict[str, Any] = _scratch.__dict__
-    key = f"{name}: {purpose}"
-    if key not in kept:
-        kept[key] = found.make_work()
-    return found, kept[key]
+    return found, kept_work(found, "any call")
+
+
+def kept_work(kernels: Kernels, purpose: str) -> Any:
+    """Scratch for these kernels that the calling thread keeps for a purpose."""
+    kept: dict[Any, Any] = _scratch.__dict__.setdefault("work", {})
+    if (kernels, purpose) not in kept:
+        kept[kernels, purpose] = kernels.make_work()
+    return kept[kernels, purpose]
 
 
 def kept_memory(purpose: str) -> Memory:
     """Memory that the calling thread keeps for a purpose, so that it is not paged in anew for each call.
 
-    Who asks again gets the same: it is for arrays that no caller ever sees.
+    Who asks again gets the same: it is for arrays that no caller ever sees. It stays as large as the largest
+    that was asked for, until the thread ends.
     """
 
     def memory(nbytes: int) -> Array:
-        kept: dict[str, Any] = _scratch.__dict__
+        kept: dict[str, Array] = _scratch.__dict__.setdefault("memory", {})
         if purpose not in kept or kept[purpose].nbytes < nbytes:
+            kept.pop(purpose, None)  # before there is another
             kept[purpose] = fresh_memory(nbytes + nbytes // 16)  # batches vary
-        return cast(Array, kept[purpose])
+        return kept[purpose]
 
     return memory
 

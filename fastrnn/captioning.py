@@ -25,18 +25,17 @@ class _Batch(NamedTuple):
     mask: Array  # (S,) 1, or 0 where the target is NULL
 
 
-def _packed(name: str, W: Array, gates: int) -> Any:
+def _packed(kernels: backend.Kernels, name: str, W: Array, gates: int) -> Any:
     """Weights for many steps, in memory that is kept for those of that name."""
-    kernels, work = backend.kernels_and_work(name)
-    return kernels.pack(W, gates, work)
+    return kernels.pack(W, gates, backend.kept_work(kernels, name))
 
 
 class _ProjectedWords:
     """x Wx + b of the words that decoding meets, each computed when first met."""
 
-    def __init__(self, W_embed: Array, Wx: Array, b: Array) -> None:
-        self.kernels, self.work = backend.kernels_and_work()
-        self.W_embed, self.Wx, self.b = W_embed, _packed("Wx", Wx, 1), b
+    def __init__(self, kernels: backend.Kernels, work: Any, W_embed: Array, Wx: Array, b: Array) -> None:
+        self.kernels, self.work = kernels, work
+        self.W_embed, self.Wx, self.b = W_embed, _packed(kernels, "Wx", Wx, 1), b
         # projected inputs; only rows of words that were met are touched
         (self.a,) = in_one_piece(backend.kept_memory("a"), b.dtype, (len(W_embed), len(b)))
         self.rows = np.full(len(W_embed), -1)  # of each word in a
@@ -123,7 +122,8 @@ class CaptioningRNN:
         """Loss of captions (N,T) for image features (N,D), and its gradient for every parameter.
 
         The words are ``captions[:, :-1]``, the targets ``captions[:, 1:]``; targets that are NULL do not
-        count. The loss is summed over the targets and divided by N.
+        count. The loss is summed over the targets and divided by N. The gradients are one piece of memory:
+        who keeps one of them keeps all, unless it is copied.
 
         Raises ``ValueError`` for shapes that do not fit, no captions, or features that are not finite;
         ``IndexError`` for a token outside the vocabulary.
@@ -246,9 +246,9 @@ class CaptioningRNN:
         h = self._initial_state(params, features)
         c = np.zeros_like(h)
 
-        Wh = _packed("Wh", Wh, _GATES[self.cell_type])
-        W_vocab = _packed("W_vocab", params["W_vocab"], 1)
-        inputs = _ProjectedWords(params["W_embed"], Wx, b)
+        Wh = _packed(kernels, "Wh", Wh, _GATES[self.cell_type])
+        W_vocab = _packed(kernels, "W_vocab", params["W_vocab"], 1)
+        inputs = _ProjectedWords(kernels, work, params["W_embed"], Wx, b)
         next_h, next_c = np.empty_like(h), np.empty_like(c)
         scores = np.empty((len(h), len(params["b_vocab"])), Wx.dtype)
 

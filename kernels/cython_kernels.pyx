@@ -609,6 +609,7 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
     cdef real *dcT = <real *>layer.dcT
     cdef real *h = <real *>layer.h
     cdef real *prev_h
+    cdef real *prev_c
     cdef char acc[TILE_BYTES]
     cdef real *flowing = <real *>acc
     cdef long t, g, group, q, p, i, r, m, n, s, at, alive, tiles, start
@@ -645,7 +646,8 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
                         at = (s + r) * H + q * PANEL
                         expect_rows(&soon, m, <real *>layer.dh + at, row, width)
                         if gates == 4:
-                            expect_rows(&soon, m, <real *>layer.c + at, row, width)
+                            prev_c = _prev_c(layer, t, s, <real *>layer.c0)
+                            expect_rows(&soon, m, prev_c + r * H + q * PANEL, row, width)
                             expect_rows(
                                 &soon, 4 * m, <real *>layer.activations + (s + r) * 4 * H + q * PANEL, row, width
                             )
@@ -707,6 +709,11 @@ cdef void _backward(Layer *layer, real *scratch, int me, int team) noexcept nogi
         )
 
 
+cdef inline real *_prev_c(Layer *layer, long t, long s, real *c0) noexcept nogil:
+    """The cell states before step t, whose packed rows begin at s."""
+    return c0 if t == 0 else <real *>layer.c + (s - layer.batch_sizes[t - 1]) * layer.H
+
+
 cdef void _step_backward(
     Layer *layer, long t, long s, long r, long m, long q, real *flowing, real *dc, real *da
 ) noexcept nogil:
@@ -734,7 +741,7 @@ cdef void _step_backward(
             <real *>layer.h + (s + r) * H + columns.start, da + (q * S + s + r) * PANEL, H,
         )
     else:
-        prev_c = <real *>layer.c0 if t == 0 else <real *>layer.c + (s - layer.batch_sizes[t - 1]) * H
+        prev_c = _prev_c(layer, t, s, <real *>layer.c0)
         for half in range(2):
             unit = q * PANEL + half * LANES
             width = min(LANES, H - unit)

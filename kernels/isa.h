@@ -30,7 +30,7 @@ struct place {
 };
 
 /* Lines of memory that are needed after a tile. It fetches them one by one on its way: all at once they would keep
-   its own operands waiting. The longest list is lstm_backward's: two lines each of dh, c and four gates, 13 rows. */
+   its own operands waiting. The longest list is lstm_backward's: dh, prev_c and four gates, two lines each, 13 rows. */
 struct lines {
     long next, count;
     const char *at[6 * 2 * 13];
@@ -170,7 +170,7 @@ END_TARGET
 #undef ROWS
 
 /* The variants that this CPU can run, the best last; NULL at the end. */
-static const struct lanes *const *usable_lanes(int reals_are_float) {
+static const struct lanes **usable_lanes(int reals_are_float) {
     static const struct lanes *usable[2][5];
     int n = 0;
     if (usable[0][0]) return usable[!reals_are_float];

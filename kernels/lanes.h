@@ -16,6 +16,7 @@ Loops over vectors end in a tail: `width` is how many of the lanes exist; the ot
 
 typedef real FN(vec) __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
 typedef integer FN(ivec) __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+_Static_assert(ROWS <= 13 && 2 * LANES * sizeof(real) <= 2 * LINE, "the sizes of struct lines and of TILE_BYTES");
 #define vec FN(vec)
 #define ivec FN(ivec)
 #define PANEL (2 * LANES)
@@ -167,8 +168,8 @@ INLINE void FN(tile_of)(const int m, long blocks, long K, const real *a, long ld
                 __builtin_prefetch(b + AHEAD * ldb);
                 __builtin_prefetch(b + AHEAD * ldb + second);
                 HIDE(at);
-                HIDE(at5);
-                HIDE(at10);
+                if (m > 5) HIDE(at5);
+                if (m > 10) HIDE(at10);
                 UNROLL for (int r = 0; r < m; r++) {
                     const real *row = r < 5 ? at + r * lda : r < 10 ? at5 + (r - 5) * lda : at10 + (r - 10) * lda;
                     sum[r][0] += *row * b0;

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import files, recurrence
+from fastrnn import backend, files, recurrence
 from fastrnn.gradient_check import eval_numerical_gradient
 
 WORDS = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog"])}
@@ -166,8 +166,48 @@ def test_gradients_belong_to_the_caller(rng):
         np.testing.assert_array_equal(first[name], grad)
 
 
+def test_what_one_call_leaves_in_memory_does_not_reach_the_next(rng):
+    """Models of other cells, types and sizes in turn give what each gives with everything kept set to NaN."""
+    kinds = [("lstm", np.float64, 40), ("rnn", np.float32, 7), ("lstm", np.float32, 19)]
+    models = [make_model(cell_type, dtype, H=H) for cell_type, dtype, H in kinds]
+    features = rng.standard_normal((5, 4))
+
+    def everything(model):
+        loss, grads = model.loss(features, CAPTIONS)
+        n = rng.integers(1, 5)
+        model.loss(features[:n], CAPTIONS[:n])
+        words = model.sample(features, 6)
+        return [np.array(loss), np.array(model.evaluate_loss(features, CAPTIONS)), words, *grads.values()]
+
+    expected = [everything(model) for model in models]
+    for poison in (0xFF, 0x00):
+        for model, arrays in zip(models, expected, strict=True):
+            for memory in backend._scratch.memory.values():
+                memory.fill(poison)
+            for got, array in zip(everything(model), arrays, strict=True):
+                assert got.tobytes() == array.tobytes()
+
+
 # ---------------------------------------------------------------------------------------------------
 # Sampling
+
+
+def test_sample_computes_with_one_backend(rng, monkeypatch):
+    """Also where another thread chooses another one in the middle."""
+    model = make_model()
+    features = rng.standard_normal((3, 4))
+    expected = model.sample(features, 5)
+    other = fastrnn.available_backends()[0 if fastrnn.current_backend() == "numpy" else -1]
+    real = backend.kept_work
+
+    def kept_work(kernels, purpose):
+        fastrnn.use_backend(other).__enter__()
+        return real(kernels, purpose)
+
+    with fastrnn.use_backend(fastrnn.current_backend()):  # what is entered in here ends with it
+        monkeypatch.setattr(backend, "kept_work", kept_work)
+        np.testing.assert_array_equal(model.sample(features, 5), expected)
+        assert fastrnn.current_backend() == other
 
 
 @pytest.mark.parametrize("cell_type", CELLS)

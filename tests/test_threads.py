@@ -99,7 +99,9 @@ def test_concurrent_calls(name, rng):
             for _ in range(4):
                 captions = rng.integers(0, 60, (20 + seed, 9))
                 captions[:, 0] = 1
-                results[seed].append(models[seed].loss(rng.standard_normal((20 + seed, 30)), captions)[0])
+                features = rng.standard_normal((20 + seed, 30))
+                results[seed].append(models[seed].loss(features, captions)[0])
+                results[seed].append(models[seed].sample(features, 5).tolist())
 
     vocabulary = {word: i for i, word in enumerate(["<NULL>", "<START>", *map(str, range(58))])}
     models = [fastrnn.CaptioningRNN(vocabulary, 30, 40, 70 + seed, "lstm", np.float64) for seed in range(6)]
