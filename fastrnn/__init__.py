@@ -8,6 +8,7 @@ from fastrnn.backend import (
     set_num_threads,
     show_config,
     use_backend,
+    warmup,
 )
 from fastrnn.captioning import CaptioningRNN
 from fastrnn.data import (
@@ -100,6 +101,7 @@ __all__ = [
     "temporal_affine_forward",
     "temporal_softmax_loss",
     "use_backend",
+    "warmup",
     "word_embedding_backward",
     "word_embedding_forward",
 ]

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import threadpoolctl
+from numpy.typing import DTypeLike
 
 from fastrnn.arrays import Array, Memory, fresh_memory
 
@@ -86,7 +87,8 @@ def available_backends() -> tuple[str, ...]:
 @functools.cache
 def _is_installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        there = importlib.util.find_spec(module) is not None
+        return there and (module != _MODULES["numba"] or importlib.util.find_spec("numba") is not None)
     except ModuleNotFoundError as error:
         raise ImportError(
             'fastrnn.kernels is not installed: if this is a checkout, run "pip install --editable ." in it'
@@ -199,6 +201,8 @@ def kept_memory(purpose: str) -> Memory:
 def _module(name: str) -> Any:
     """A backend's module; ``FASTRNN_ISA`` tells one with several instruction sets which to compute with."""
     module = importlib.import_module(_MODULES[name])
+    if hasattr(module, "use_cache"):
+        module.use_cache(_cache_directory())
     asked = os.environ.get("FASTRNN_ISA")
     if asked and hasattr(module, "instruction_sets"):
         usable = module.instruction_sets()
@@ -209,10 +213,60 @@ def _module(name: str) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------
+# What Numba compiled
+
+
+def _cache_directory() -> str | None:
+    """``NUMBA_CACHE_DIR``, else a directory in the user's cache, which need not be there nor be writable."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        return given
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no home
+        return None
+    return str(Path(caches) / "fastrnn" / "numba")
+
+
+def clear_cache() -> str | None:
+    """Remove what Numba has compiled and kept; returns where that was, or None if there was nothing."""
+    directory = _cache_directory()
+    if directory and "numba" in available_backends() and _module("numba").clear_cache(directory):
+        return directory
+    return None
+
+
+def warmup(dtype: DTypeLike = np.float32) -> None:
+    """Compile now what training and decoding need in a type, with the current backend.
+
+    With Numba this takes about a minute where nothing is kept from an earlier time, and else a few seconds;
+    with the other backends there is nothing to compile.
+    """
+    from fastrnn import CaptioningRNN, optim
+
+    module = _module(current_backend())
+    if not hasattr(module, "use_cache"):
+        return
+    _apply_threads(current_backend())
+    captions = np.array([[1, 0]])
+    state = np.random.get_state()
+    for operations in (0.0, np.inf):  # threads for everything, and for nothing
+        module.set_num_threads(module.get_num_threads(), operations)
+        for cell_type in ("rnn", "lstm"):
+            model = CaptioningRNN({"<NULL>": 0, "<START>": 1}, 1, 1, 1, cell_type, dtype)
+            _, grads = model.loss([[0.0]], captions)
+            model.sample([[0.0]], 1)
+        for rule in (optim.sgd, optim.sgd_momentum, optim.rmsprop, optim.adam):
+            rule(model.params["b"], grads["b"])
+    np.random.set_state(state)
+    _applied_threads.clear()
+
+
+# ---------------------------------------------------------------------------------------------------
 # How many threads
 
 _asked_threads: int | None = None
 _applied_threads: dict[str, int] = {}
+_applied_blas: list[Any] = []  # what was asked for, and whether SciPy's is held at one
 
 
 def set_num_threads(n: int) -> None:
@@ -257,13 +311,32 @@ def _apply_threads(name: str) -> None:
     asked = _asked_threads
     if asked is None and (value := os.environ.get("FASTRNN_NUM_THREADS")):
         asked = _thread_count(value, "FASTRNN_NUM_THREADS")
-    if asked is not None and _applied_threads.get("blas") != asked:
-        threadpoolctl.threadpool_limits(asked, user_api="blas")
-        _applied_threads["blas"] = asked
+    _apply_blas_threads(asked, alone=name == "numba")
     module, wanted = _module(name), asked or _physical_cores()
     if hasattr(module, "set_num_threads") and _applied_threads.get(name) != wanted:
         module.set_num_threads(wanted)
         _applied_threads[name] = wanted
+
+
+_blas_limit: Any = None
+
+
+def _apply_blas_threads(asked: int | None, *, alone: bool) -> None:
+    """Give BLAS the number of threads asked for; SciPy's, which Numba calls in threads of its own, one."""
+    global _blas_limit
+    if _applied_blas == [asked, alone] or (not _applied_blas and asked is None and not alone):
+        return
+    with _lock:
+        if _blas_limit is not None:
+            _blas_limit.restore_original_limits()
+            _blas_limit = None
+        if asked is not None:
+            threadpoolctl.threadpool_limits(asked, user_api="blas")
+        if alone:
+            importlib.import_module("scipy.linalg.cython_blas")
+            others = [pool["filepath"] for pool in _blas_pools() if "numpy.libs" not in pool["filepath"]]
+            _blas_limit = threadpoolctl.ThreadpoolController().select(filepath=others).limit(limits=1)
+        _applied_blas[:] = [asked, alone]
 
 
 @functools.cache

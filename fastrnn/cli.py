@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make and inspect data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+cache_app = typer.Typer(help="What Numba has compiled and kept.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 _IN_GRID = 48  # pictures that fastrnn sample draws at most
 _DEFAULTS = runs.Settings(data="")
@@ -246,6 +248,13 @@ def sample(
 def info() -> None:
     """Show what computes: versions, backend, threads, BLAS."""
     backend.show_config()
+
+
+@cache_app.command("clear")
+def clear_cache() -> None:
+    """Remove the kernels that Numba has compiled and kept."""
+    where = backend.clear_cache()
+    print(f"removed what was compiled in {where}" if where else "nothing is kept")
 
 
 @app.command("check")

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # more than there are cores, before anybody imports it
+
 import fastrnn
 from fastrnn import backend
 

@@ -168,6 +168,7 @@ def test_number_of_threads(monkeypatch):
         threadpoolctl.threadpool_limits(os.cpu_count(), user_api="blas")
         monkeypatch.setattr(backend, "_asked_threads", None)
         monkeypatch.setattr(backend, "_applied_threads", {})
+        monkeypatch.setattr(backend, "_applied_blas", [])
 
 
 def python(code, **environment):
