@@ -247,7 +247,7 @@ def warmup(dtype: DTypeLike = np.float32) -> None:
     if not hasattr(module, "use_cache"):
         return
     _apply_threads(current_backend())
-    captions = np.array([[1, 0]])
+    captions = np.array([[1, 1]])
     state = np.random.get_state()
     for operations in (0.0, np.inf):  # threads for everything, and for nothing
         module.set_num_threads(module.get_num_threads(), operations)

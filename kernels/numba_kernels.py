@@ -88,12 +88,13 @@ def use_cache(directory: str | None) -> None:
 
 def clear_cache(directory: str) -> bool:
     """Remove what is kept there of this module, if there is anything."""
-    cache = _Cache.at(directory, _adam, False)
+    cache = _Cache.at(directory, _adam.function, False)
     path = None if cache is None else cache.cache_path
     if path is None or not os.path.isdir(path):
         return False
+    found = bool(os.listdir(path))
     shutil.rmtree(path)
-    return True
+    return found
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
@@ -124,8 +125,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with contextlib.suppress(OSError):  # a full disk, say
+        try:
             super().save_overload(sig, data)
+        except Exception:  # a broken index, which can be made anew, or a full disk, which has to do
+            with contextlib.suppress(Exception):
+                self.flush()
+                super().save_overload(sig, data)
 
 
 class _Kernel:
@@ -138,7 +143,7 @@ class _Kernel:
 
     def __call__(self, operations: float, *arguments: Any) -> Any:
         threaded = operations >= 2 * _operations and _threads > 1 and _may_thread()
-        arguments = tuple(_writeable(a) if isinstance(a, np.ndarray) else a for a in arguments)
+        arguments = tuple(_as_compiled(a) for a in arguments)
         dtype = next(a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind == "f")
         if (threaded, dtype) in self.ready:
             return self.dispatchers[threaded](*arguments)
@@ -164,8 +169,10 @@ class _Kernel:
         return compiled
 
 
-def _writeable(a: Array) -> Array:
-    """The same array; Numba would compile anew for one that is read-only."""
+def _as_compiled(a: Any) -> Any:
+    """The same, but no array is read-only and every number is float64: Numba would compile anew for others."""
+    if not isinstance(a, np.ndarray):
+        return a if isinstance(a, bool) else float(a)
     if a.flags.writeable:
         return a
     return np.asarray(
@@ -183,7 +190,10 @@ def _announce() -> None:
     global _announced
     if not _announced:
         _announced = True
-        print("fastrnn: Numba compiles kernels when they are first used", file=sys.stderr)
+        print(
+            "fastrnn: Numba compiles kernels when they are first used; this takes some seconds",
+            file=sys.stderr,
+        )
 
 
 _OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}

@@ -1,0 +1,193 @@
+"""The Numba backend: what is compiled when, where it is kept, and what its threads bear."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import backend, cli
+
+pytest.importorskip("numba")
+
+STEP = """
+import sys, time, numpy as np, fastrnn
+w, dw = np.ones(7), np.arange(7.0)
+started = time.perf_counter()
+print(fastrnn.sgd(w, dw, {"learning_rate": 0.5})[0].tolist())
+kernel = sys.modules["fastrnn.kernels.numba_kernels"]._sgd
+hits = [sum(d.stats.cache_hits.values()) for d in kernel.dispatchers.values()]
+print(hits)
+"""
+EXPECTED = "[1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0]\n"
+COMPILED, LOADED = EXPECTED + "[0]\n", EXPECTED + "[1]\n"
+
+
+def start(code, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"FASTRNN_BACKEND": "numba"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(code, **environment):
+    out, err = start(code, **environment).communicate(timeout=300)
+    assert out, err
+    return out
+
+
+def test_what_was_compiled_is_kept(tmp_path, monkeypatch, capsys):
+    kept = str(tmp_path / "cache")
+    assert output(STEP, NUMBA_CACHE_DIR=kept) == COMPILED
+    assert output(STEP, NUMBA_CACHE_DIR=kept) == LOADED
+    mine = tmp_path / "cache" / "somebody else's"
+    mine.mkdir()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", kept)
+    assert cli.main(["cache", "clear"]) == 0
+    assert kept in capsys.readouterr().out
+    assert os.listdir(kept) == [mine.name]
+    assert cli.main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == "nothing is kept\n"
+    assert output(STEP, NUMBA_CACHE_DIR=kept) == COMPILED
+
+
+@pytest.mark.parametrize("broken", [b"", b"garbage"])
+def test_a_broken_cache_is_made_anew(tmp_path, broken):
+    output(STEP, NUMBA_CACHE_DIR=str(tmp_path))
+    for kind in ("*.nbc", "*.nbi"):
+        for path in tmp_path.rglob(kind):
+            path.write_bytes(broken)
+        assert output(STEP, NUMBA_CACHE_DIR=str(tmp_path)) == COMPILED
+        assert output(STEP, NUMBA_CACHE_DIR=str(tmp_path)) == LOADED
+
+
+def test_nowhere_to_keep_it(tmp_path):
+    """Neither there nor beside the source."""
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file" / "cache", "/proc/cache"):
+        assert output(STEP, NUMBA_CACHE_DIR=str(directory)) == COMPILED
+    assert not list((Path(backend.kernels.__code__.co_filename).parents[1] / "kernels").rglob("*.nb?"))
+
+
+def test_a_full_disk(tmp_path):
+    code = (
+        """
+import numba.core.caching as caching
+def save(*arguments): raise OSError(28, "No space left on device")
+caching.IndexDataCacheFile.save = save
+"""
+        + STEP
+    )
+    assert output(code, NUMBA_CACHE_DIR=str(tmp_path)) == COMPILED
+
+
+def test_several_processes_on_one_cache(tmp_path):
+    processes = [start(STEP, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(4)]
+    for process in processes:
+        assert process.communicate(timeout=300)[0].startswith(EXPECTED)
+    assert output(STEP, NUMBA_CACHE_DIR=str(tmp_path)) == LOADED
+
+
+def test_the_notice(tmp_path):
+    """A second is a long time; said once, and not at all where all is there already."""
+    code = """
+import time, fastrnn, numpy as np
+from fastrnn.kernels import numba_kernels as k
+k._Kernel.dispatcher = lambda self, threaded: lambda *arguments: time.sleep(seconds)
+for kernel in (k._sgd, k._adam):
+    kernel(0, np.ones(1))
+"""
+    for seconds, lines in ((1.2, 1), (0.1, 0)):
+        process = start(f"seconds = {seconds}\n" + code)
+        assert process.communicate(timeout=60)[1].count("fastrnn: Numba compiles") == lines
+
+
+CONCURRENT = """
+import threading, numpy as np, fastrnn
+fastrnn.set_num_threads(2)
+x = np.random.default_rng(0).standard_normal((300, 200))
+def compute():
+    return fastrnn.affine_forward(x, x.T[:, :200].copy(), np.zeros(200))[0]
+expected, wrong = compute(), []
+def repeat():
+    for _ in range(20):
+        if not np.array_equal(compute(), expected): wrong.append(1)
+threads = [threading.Thread(target=repeat) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+import numba
+print(numba.threading_layer(), fastrnn.get_num_threads(), wrong)
+"""
+
+
+def test_a_threading_layer_that_bears_one_call_at_a_time():
+    """Calls from several threads would end the process: there the kernels have one thread."""
+    assert output(CONCURRENT, NUMBA_THREADING_LAYER="workqueue") == "workqueue 1 []\n"
+
+
+def test_blas_has_one_thread_in_each_of_ours():
+    code = (
+        CONCURRENT
+        + """
+import threadpoolctl
+for pool in threadpoolctl.threadpool_info():
+    if pool["user_api"] == "blas":
+        print("numpy" if "numpy.libs" in pool["filepath"] else "scipy", pool["num_threads"])
+with fastrnn.use_backend("numpy"):
+    compute()
+    print({pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"})
+"""
+    )
+    pools = output(code).splitlines()[1:]
+    assert pools[-1] == "{2}"
+    assert "scipy 1" in pools or "scipy 2" not in pools
+
+
+def test_warmup(tmp_path):
+    """Afterwards training and captions find everything compiled."""
+    code = """
+import numpy as np, fastrnn
+from fastrnn import backend
+np.random.seed(3)
+fastrnn.warmup(np.float64)
+drawn = np.random.rand()
+from fastrnn.kernels import numba_kernels as k
+def count():
+    kernels = {name: kernel for name, kernel in vars(k).items() if isinstance(kernel, k._Kernel)}
+    return {name: [len(d.overloads) for d in kernel.dispatchers.values()] for name, kernel in kernels.items()}
+before = count()
+for cell_type in ("rnn", "lstm"):
+    model = fastrnn.CaptioningRNN({"<NULL>": 0, "<START>": 1, "a": 2}, 40, 30, 300, cell_type, np.float64)
+    captions = np.tile([1, 2, 2, 2, 0], (200, 1))
+    model.loss(np.ones((200, 40)), captions), model.evaluate_loss(np.ones((200, 40)), captions)
+    model.sample(np.ones((200, 40)), 3), model.sample(np.ones((1, 40)), 3)
+after = count()
+np.random.seed(3)
+print({name: (before[name], after[name]) for name in after if after[name] != before[name]})
+print(drawn == np.random.rand(), [name for name, counts in after.items() if counts != [1, 1]])
+"""
+    assert output(code, NUMBA_CACHE_DIR=str(tmp_path)) == "{}\nTrue ['_softmax_loss']\n"
+
+
+def test_read_only_arrays_and_whole_numbers_are_no_reason_to_compile_again(rng):
+    from fastrnn.kernels import numba_kernels
+
+    x, W, b = rng.standard_normal((3, 4)), rng.standard_normal((4, 5)), np.zeros(5)
+    expected = x @ W
+    kernels = (numba_kernels._affine_forward, numba_kernels._sgd)
+    counts = []
+    with fastrnn.use_backend("numba"):
+        for learning_rate in (0.5, 1, np.float32(1)):
+            out, _ = fastrnn.affine_forward(x, W, b)
+            np.testing.assert_allclose(out, expected, rtol=1e-12)
+            fastrnn.sgd(np.ones(3), np.ones(3), {"learning_rate": learning_rate})
+            counts.append([len(d.overloads) for kernel in kernels for d in kernel.dispatchers.values()])
+            for array in (x, W, b):
+                array.setflags(write=False)
+    assert counts[0] == counts[1] == counts[2]
