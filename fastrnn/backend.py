@@ -375,11 +375,11 @@ def show_config() -> None:
         "python": f"{platform.python_version()} on {sys.platform} {platform.machine()}",
         "numpy": np.__version__,
     }
-    for pool in _blas_pools():
-        rows.setdefault(
-            "blas",
-            f"{pool['internal_api']} {pool.get('version')}, {pool.get('architecture', 'unknown')} kernels",
-        )
+    rows["blas"] = "; ".join(
+        f"{pool['internal_api']} {pool.get('version')}, {pool.get('architecture', 'unknown')} kernels, "
+        f"{pool['num_threads']} threads"
+        for pool in _blas_pools()
+    )
     for label, value in rows.items():
         print(f"{label:<10} {value}")
 
@@ -387,5 +387,5 @@ def show_config() -> None:
 def _instruction_set(name: str) -> str:
     module = _module(name)
     if not hasattr(module, "instruction_sets"):
-        return "that of NumPy"
+        return "this CPU's, by LLVM and BLAS" if name == "numba" else "that of NumPy"
     return f"{module.get_instruction_set()} (this CPU has {', '.join(module.instruction_sets())})"

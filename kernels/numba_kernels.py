@@ -170,7 +170,7 @@ class _Kernel:
 
 
 def _as_compiled(a: Any) -> Any:
-    """The same, but no array is read-only and every number is float64: Numba would compile anew for others."""
+    """The same, but no array is read-only and every number is float64: for others Numba compiles anew."""
     if not isinstance(a, np.ndarray):
         return a if isinstance(a, bool) else float(a)
     if a.flags.writeable:
@@ -405,8 +405,7 @@ def _rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, ax, W, a):
             mine = _block(a, n, first, last)
             np.dot(prev_h[:n], _block(W, H, first, last), mine)  # 2
             for r in range(n):
-                for u in range(last - first):
-                    h[s + r, first + u] = _tanh(mine[r, u] + ax[rows[s + r], first + u])  # 3
+                _activate(mine[r], ax[rows[s + r], first:last], h[s + r, first:last])  # 3
         prev_h = h[s : s + n]
         s += n
 
@@ -431,13 +430,26 @@ def _rnn_backward(dh, batch_sizes, h0, h, Wh, dh0, da, flowing):
             dprev_h = _block(flowing, alive, first, last)
             np.dot(da[s + n : s + n + alive], Wh[first:last].T, dprev_h)  # 2
             for r in range(n):
-                for u in range(first, last):
-                    d = dh[s + r, u]
-                    if r < alive:
-                        d += dprev_h[r, u - first]
-                    da[s + r, u] = d * (_as(d, 1.0) - h[s + r, u] * h[s + r, u])  # 3
+                d = dh[s + r, first:last]
+                if r < alive:
+                    _add(dprev_h[r], d)
+                    d = dprev_h[r]
+                _activate_backward(d, h[s + r, first:last], da[s + r, first:last])  # 3
         alive = n
     _initial_gradient(da, Wh, alive, flowing, dh0)
+
+
+@_inlined
+def _activate(a, b, out):
+    """out = tanh(a + b), of some units. A loop has to begin at 0 for LLVM to make vectors of it."""
+    for u in range(len(out)):
+        out[u] = _tanh(a[u] + b[u])
+
+
+@_inlined
+def _activate_backward(dh, h, da):
+    for u in range(len(da)):
+        da[u] = dh[u] * (_as(h[u], 1.0) - h[u] * h[u])
 
 
 @_inlined
@@ -516,14 +528,16 @@ def _gate(row, gate, H, first, last):
 def _cell(a, prev_c, h, c):
     """The LSTM's cell update of some units; a (4 units) holds pre-activations before and gates after."""
     units = len(h)
+    i, f = a[:units], a[units : 2 * units]
+    o, g = a[2 * units : 3 * units], a[3 * units : 4 * units]
     for u in range(3 * units):
         a[u] = _sigmoid(a[u])
-    for u in range(3 * units, 4 * units):
-        a[u] = _tanh(a[u])
     for u in range(units):
-        c[u] = a[units + u] * prev_c[u] + a[u] * a[3 * units + u]
+        g[u] = _tanh(g[u])
     for u in range(units):
-        h[u] = a[2 * units + u] * _tanh(c[u])
+        c[u] = f[u] * prev_c[u] + i[u] * g[u]
+    for u in range(units):
+        h[u] = o[u] * _tanh(c[u])
 
 
 def lstm_backward(
@@ -614,8 +628,7 @@ def _rnn_step(a, rows, prev_h, Wh, h):
         first, last = _rows(len(h), j)
         np.dot(prev_h[first:last], Wh, h[first:last])
         for r in range(first, last):
-            for u in range(h.shape[1]):
-                h[r, u] = _tanh(h[r, u] + a[rows[r], u])
+            _activate(h[r], a[rows[r]], h[r])
 
 
 def lstm_step(a, rows, prev_h, prev_c, Wh, h, c, work):
