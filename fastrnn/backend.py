@@ -216,23 +216,27 @@ def _module(name: str) -> Any:
 # What Numba compiled
 
 
-def _cache_directory() -> str | None:
-    """``NUMBA_CACHE_DIR``, else a directory in the user's cache, which need not be there nor be writable."""
+def _cache_directory() -> Path | None:
+    """Beneath ``NUMBA_CACHE_DIR``, else beneath the user's cache; it need not be there nor be writable."""
     if given := os.environ.get("NUMBA_CACHE_DIR"):
-        return given
+        return Path(given) / "fastrnn"
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # no home
         return None
-    return str(Path(caches) / "fastrnn" / "numba")
+    return Path(caches) / "fastrnn" / "numba"
 
 
-def clear_cache() -> str | None:
-    """Remove what Numba has compiled and kept; returns where that was, or None if there was nothing."""
+def clear_cache() -> tuple[int, Path | None]:
+    """Remove what Numba has compiled and kept; returns how many files that were, and where.
+
+    Raises ``OSError`` where they cannot be removed.
+    """
     directory = _cache_directory()
-    if directory and "numba" in available_backends() and _module("numba").clear_cache(directory):
-        return directory
-    return None
+    files = list(directory.glob("*.nbc")) if directory else []
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files), directory
 
 
 def warmup(dtype: DTypeLike = np.float32) -> None:
@@ -247,18 +251,20 @@ def warmup(dtype: DTypeLike = np.float32) -> None:
     if not hasattr(module, "use_cache"):
         return
     _apply_threads(current_backend())
+    threads, state = module.get_num_threads(), np.random.get_state()
     captions = np.array([[1, 1]])
-    state = np.random.get_state()
-    for operations in (0.0, np.inf):  # threads for everything, and for nothing
-        module.set_num_threads(module.get_num_threads(), operations)
-        for cell_type in ("rnn", "lstm"):
-            model = CaptioningRNN({"<NULL>": 0, "<START>": 1}, 1, 1, 1, cell_type, dtype)
-            _, grads = model.loss([[0.0]], captions)
-            model.sample([[0.0]], 1)
-        for rule in (optim.sgd, optim.sgd_momentum, optim.rmsprop, optim.adam):
-            rule(model.params["b"], grads["b"])
-    np.random.set_state(state)
-    _applied_threads.clear()
+    try:
+        for operations in (0.0, np.inf):  # threads for everything, and for nothing
+            module.set_num_threads(threads, operations)
+            for cell_type in ("rnn", "lstm"):
+                model = CaptioningRNN({"<NULL>": 0, "<START>": 1}, 1, 1, 1, cell_type, dtype)
+                _, grads = model.loss([[0.0]], captions)
+                model.sample([[0.0]], 1)
+            for rule in (optim.sgd, optim.sgd_momentum, optim.rmsprop, optim.adam):
+                rule(model.params["b"], grads["b"])
+    finally:
+        module.set_num_threads(threads)
+        np.random.set_state(state)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -266,7 +272,6 @@ def warmup(dtype: DTypeLike = np.float32) -> None:
 
 _asked_threads: int | None = None
 _applied_threads: dict[str, int] = {}
-_applied_blas: list[Any] = []  # what was asked for, and whether SciPy's is held at one
 
 
 def set_num_threads(n: int) -> None:
@@ -311,32 +316,51 @@ def _apply_threads(name: str) -> None:
     asked = _asked_threads
     if asked is None and (value := os.environ.get("FASTRNN_NUM_THREADS")):
         asked = _thread_count(value, "FASTRNN_NUM_THREADS")
-    _apply_blas_threads(asked, alone=name == "numba")
+    _apply_blas_threads(asked, for_numba=name == "numba")
     module, wanted = _module(name), asked or _physical_cores()
     if hasattr(module, "set_num_threads") and _applied_threads.get(name) != wanted:
         module.set_num_threads(wanted)
         _applied_threads[name] = wanted
 
 
-_blas_limit: Any = None
+def _apply_blas_threads(asked: int | None, *, for_numba: bool) -> None:
+    """Give BLAS the number of threads asked for; that of SciPy, which Numba calls in threads of its own, one.
 
-
-def _apply_blas_threads(asked: int | None, *, alone: bool) -> None:
-    """Give BLAS the number of threads asked for; SciPy's, which Numba calls in threads of its own, one."""
-    global _blas_limit
-    if _applied_blas == [asked, alone] or (not _applied_blas and asked is None and not alone):
+    SciPy's stays at one from then on. Where it shares NumPy's BLAS, that has one while Numba's kernels are
+    used. Some libraries keep a limit for each thread, so every thread applies it.
+    """
+    wanted = asked, for_numba
+    applied = _scratch.__dict__.setdefault("blas", (None, False))
+    if applied == wanted:
         return
     with _lock:
-        if _blas_limit is not None:
-            _blas_limit.restore_original_limits()
-            _blas_limit = None
-        if asked is not None:
-            threadpoolctl.threadpool_limits(asked, user_api="blas")
-        if alone:
+        if for_numba:
             importlib.import_module("scipy.linalg.cython_blas")
-            others = [pool["filepath"] for pool in _blas_pools() if "numpy.libs" not in pool["filepath"]]
-            _blas_limit = threadpoolctl.ThreadpoolController().select(filepath=others).limit(limits=1)
-        _applied_blas[:] = [asked, alone]
+        pools = {pool["filepath"]: pool["num_threads"] for pool in _blas_pools()}
+        scipys = [
+            path for path in pools if "scipy" in path.rsplit("site-packages", 1)[-1].split("/libscipy")[0]
+        ]
+        alone = (scipys or list(pools)) if for_numba else []
+        for path, number in pools.items():
+            if path in alone:
+                _before_numba.setdefault(path, number)
+                _limit_blas(path, 1)
+            elif path in scipys and path in _before_numba:
+                continue
+            elif asked is not None or path in _before_numba:
+                _limit_blas(path, asked or _before_numba[path])
+        _scratch.blas = wanted
+
+
+_before_numba: dict[str, int] = {}  # the threads of the libraries that it calls
+
+
+def _limit_blas(path: str, n: int) -> None:
+    # Only one thread at a time may set the number of an OpenBLAS, since threadpoolctl 3.7: whoever asks last.
+    for_all = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", lambda force: None)
+    for_all(force=True)
+    threadpoolctl.ThreadpoolController().select(filepath=path).limit(limits=n)
+    for_all(force=True)
 
 
 @functools.cache

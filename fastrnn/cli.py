@@ -253,8 +253,8 @@ def info() -> None:
 @cache_app.command("clear")
 def clear_cache() -> None:
     """Remove the kernels that Numba has compiled and kept."""
-    where = backend.clear_cache()
-    print(f"removed what was compiled in {where}" if where else "nothing is kept")
+    count, where = backend.clear_cache()
+    print(f"removed {count} compiled functions from {where}" if count else f"nothing is kept in {where}")
 
 
 @app.command("check")

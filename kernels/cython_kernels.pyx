@@ -11,9 +11,9 @@ How a kernel here is built:
   cell is updated while their pre-activations are in the cache, and they never travel to memory.
 """
 
-import os
-
 import numpy as np
+
+from . import process
 
 from cython.parallel cimport parallel, threadid
 from libc.stdint cimport int64_t
@@ -90,8 +90,6 @@ cdef enum:
 
 cdef int _threads = 1
 cdef double _operations = 2e6  # that are worth a thread
-cdef bint _had_a_team = False  # of OpenMP's threads
-cdef bint _is_fork_of_a_team = False
 cdef int _isa = -1  # index in usable_lanes
 
 
@@ -124,16 +122,9 @@ def set_num_threads(int n, double operations=2e6):
 
 def get_num_threads():
     """How many threads the kernels run on at most."""
-    return 1 if _is_fork_of_a_team else _threads
+    return 1 if process.is_fork_of_threads else _threads
 
 
-def _after_fork():
-    """The parent's team is gone, and OpenMP would wait for it for ever: from here on one thread computes."""
-    global _is_fork_of_a_team
-    _is_fork_of_a_team = _had_a_team
-
-
-os.register_at_fork(after_in_child=_after_fork)
 _isa = len(instruction_sets()) - 1
 
 
@@ -143,11 +134,10 @@ cdef enum:
 
 cdef int team_for(double operations):
     """How many threads so many floating-point operations are worth."""
-    global _had_a_team
     cdef double worth = operations / _operations
-    if worth < 2 or _threads == 1 or _is_fork_of_a_team:
+    if worth < 2 or _threads == 1 or process.is_fork_of_threads:
         return 1
-    _had_a_team = True
+    process.had_threads = True
     return _threads if worth > _threads else <int>worth
 
 

@@ -14,19 +14,25 @@ without; what was compiled is kept on disk, where ``use_cache`` allows it.
 """
 
 import contextlib
+import functools
+import hashlib
 import os
-import shutil
+import pickle
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba import njit, prange, types
-from numba.core.caching import FunctionCache
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 from numba.extending import overload, register_jitable
 
+from . import process
 from .numpy_kernels import SCORES_BYTES, Array, make_work, pack
 
 __all__ = ["make_work", "pack"]
@@ -40,10 +46,7 @@ DEPTH = 1024  # rows that a transposed product sums at a time: with thousands BL
 
 _threads = 1
 _operations = 2e6  # that are worth a thread
-_had_threads = False
-_is_fork_of_threads = False
-_cache_directory: str | None = None
-_compiling = threading.Lock()
+_cache_directory: Path | None = None
 _announced = False
 
 
@@ -61,76 +64,75 @@ def get_num_threads() -> int:
 
 def _may_thread() -> bool:
     """Numba's threads do not survive a fork, and its layer "workqueue" ends the process when two call."""
-    global _had_threads
-    if _is_fork_of_threads:
+    if process.is_fork_of_threads:
         return False
     try:
         numba.set_num_threads(_threads)  # of those that this thread starts
     except ValueError:  # no layer at all
         return False
-    _had_threads = True
+    process.had_threads = True
     return bool(numba.threading_layer() != "workqueue")
 
 
-def _after_fork() -> None:
-    global _is_fork_of_threads
-    _is_fork_of_threads = _had_threads
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def use_cache(directory: str | None) -> None:
+def use_cache(directory: Path | None) -> None:
     """Keep what is compiled from here on in a directory; None: nowhere."""
     global _cache_directory
     _cache_directory = directory
 
 
-def clear_cache(directory: str) -> bool:
-    """Remove what is kept there of this module, if there is anything."""
-    cache = _Cache.at(directory, _adam.function, False)
-    path = None if cache is None else cache.cache_path
-    if path is None or not os.path.isdir(path):
-        return False
-    found = bool(os.listdir(path))
-    shutil.rmtree(path)
-    return found
+class _Cache(NullCache):  # type: ignore[misc]
+    """What Numba has compiled of a function, a file for every signature.
 
+    Numba's own cache raises where its files are broken or the disk is full, writes beside the source where
+    its directory is read-only, and lets processes that save at once mix up their files. What cannot be read
+    here is compiled, and what cannot be written is not kept.
+    """
 
-class _Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's, but what cannot be read is compiled, and what cannot be written is not kept."""
+    def __init__(self, name: str, threaded: bool) -> None:
+        self.name, self.threaded = name, threaded
+        self.notice = threading.Timer(0, _announce)
 
-    @classmethod
-    def at(cls, directory: str | None, function: Callable[..., Any], threaded: bool) -> "_Cache | None":
-        """The cache of a function in a directory, or None where that cannot be written to."""
-        if directory is None:
+    def file(self, sig: Any, codegen: Any) -> Path | None:
+        """Where it would be: the name depends on all that the machine code depends on."""
+        if _cache_directory is None:
             return None
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, directory
-        try:
-            cache = cls(function)
-        except (OSError, RuntimeError):
-            return None
-        finally:
-            numba.config.CACHE_DIR = before
-        cache.threaded = threaded
-        return cache if cache.cache_path.startswith(directory) else None
-
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), self.threaded)
+        key = (numba.__version__, _source(), self.name, self.threaded, str(sig), codegen.magic_tuple())
+        return _cache_directory / f"{self.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The machine code for a signature; None: Numba has to compile it, which is said if it takes long."""
+        target_context.refresh()
         try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # whatever a broken file makes of it
-            return None
+            file = self.file(sig, target_context.codegen())
+            if file is not None:
+                return CompileResult._rebuild(target_context, *pickle.loads(file.read_bytes()))
+        except Exception:  # not there, or whatever a broken file makes of it
+            pass
+        self.notice = threading.Timer(1.0, _announce)
+        self.notice.daemon = True
+        self.notice.start()
+        return None
 
-    def save_overload(self, sig: Any, data: Any) -> None:
+    def save_overload(self, sig: Any, compiled: Any) -> None:
+        """Keep what was compiled; the file appears whole or not at all."""
+        self.notice.cancel()
+        file = self.file(sig, compiled.codegen)
+        if file is None or compiled.lifted or compiled.library.has_dynamic_globals:
+            return
+        part = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
-            super().save_overload(sig, data)
-        except Exception:  # a broken index, which can be made anew, or a full disk, which has to do
-            with contextlib.suppress(Exception):
-                self.flush()
-                super().save_overload(sig, data)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(dumps(compiled._reduce()))
+            part.replace(file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+@functools.cache
+def _source() -> str:
+    """What this file says, all functions of it."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 class _Kernel:
@@ -138,34 +140,17 @@ class _Kernel:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.dispatchers: dict[bool, Any] = {}
-        self.ready: set[tuple[bool, Any]] = set()
+        self.dispatchers = {threaded: self.dispatcher(threaded) for threaded in (False, True)}
 
     def __call__(self, operations: float, *arguments: Any) -> Any:
         threaded = operations >= 2 * _operations and _threads > 1 and _may_thread()
-        arguments = tuple(_as_compiled(a) for a in arguments)
-        dtype = next(a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind == "f")
-        if (threaded, dtype) in self.ready:
-            return self.dispatchers[threaded](*arguments)
-        with _compiling:
-            if threaded not in self.dispatchers:
-                self.dispatchers[threaded] = self.dispatcher(threaded)
-        notice = threading.Timer(1.0, _announce)
-        notice.daemon = True
-        notice.start()
-        try:
-            return self.dispatchers[threaded](*arguments)
-        finally:
-            notice.cancel()
-            self.ready.add((threaded, dtype))
+        return self.dispatchers[threaded](*(_as_compiled(a) for a in arguments))
 
     def dispatcher(self, threaded: bool) -> Any:
         compiled = njit(nogil=True, error_model="numpy", fastmath={"contract"}, parallel=threaded)(
             self.function
         )
-        cache = _Cache.at(_cache_directory, self.function, threaded)
-        if cache is not None:
-            compiled._cache = cache
+        compiled._cache = _Cache(self.function.__name__, threaded)
         return compiled
 
 
@@ -414,13 +399,14 @@ def rnn_backward(dh, x, rows, batch_sizes, h0, h, Wx, Wh, dx, dh0, dWx, dWh, db,
     """da = (dh + dprev_h of the next step) * (1 - h^2),   dprev_h = da Wh^T"""
     da = work.array("da", h.shape, h.dtype)
     flowing = work.array("flowing", (h0.size,), h.dtype)
-    _rnn_backward(2.0 * h.size * h0.shape[1], dh, batch_sizes, h0, h, Wh, _wanted(dh0, h0), da, flowing)
+    _rnn_backward(2.0 * h.size * h0.shape[1], dh, batch_sizes, h, Wh, da, flowing)
+    _initial_gradient(da, Wh, batch_sizes, dh0, work)
     _weight_gradients(da, x, rows, batch_sizes, h0, h, Wx, dx, dWx, dWh, db, work)
 
 
 @_Kernel
-def _rnn_backward(dh, batch_sizes, h0, h, Wh, dh0, da, flowing):
-    H = h0.shape[1]
+def _rnn_backward(dh, batch_sizes, h, Wh, da, flowing):
+    H = h.shape[1]
     s, alive = len(h), 0  # alive: sequences that go on to the step after
     for t in range(len(batch_sizes) - 1, -1, -1):
         n = batch_sizes[t]
@@ -436,7 +422,6 @@ def _rnn_backward(dh, batch_sizes, h0, h, Wh, dh0, da, flowing):
                     d = dprev_h[r]
                 _activate_backward(d, h[s + r, first:last], da[s + r, first:last])  # 3
         alive = n
-    _initial_gradient(da, Wh, alive, flowing, dh0)
 
 
 @_inlined
@@ -452,20 +437,26 @@ def _activate_backward(dh, h, da):
         da[u] = dh[u] * (_as(h[u], 1.0) - h[u] * h[u])
 
 
-@_inlined
-def _initial_gradient(da, Wh, alive, flowing, dh0):
+def _initial_gradient(da, Wh, batch_sizes, dh0, work):
     """dh0 = da Wh^T of the first step, 0 for a sequence of length 0."""
+    if dh0 is not None:
+        flowing = work.array("flowing", (dh0.size,), dh0.dtype)
+        _initial_gradient_of(2.0 * dh0.size * da.shape[1], da, Wh, batch_sizes, dh0, flowing)
+
+
+@_Kernel
+def _initial_gradient_of(da, Wh, batch_sizes, dh0, flowing):
     N, H = dh0.shape
-    if N > 0:
-        for j in prange(_unit_blocks(H)):
-            first, last = _units(H, j)
-            dprev_h = _block(flowing, alive, first, last)
-            np.dot(da[:alive], Wh[first:last].T, dprev_h)
-            for r in range(N):
-                if r < alive:
-                    _copy(dprev_h[r], dh0[r, first:last])
-                else:
-                    _clear(dh0[r, first:last])
+    n = batch_sizes[0] if len(batch_sizes) > 0 else 0
+    for j in prange(_unit_blocks(H)):
+        first, last = _units(H, j)
+        dprev_h = _block(flowing, n, first, last)
+        np.dot(da[:n], Wh[first:last].T, dprev_h)
+        for r in range(N):
+            if r < n:
+                _copy(dprev_h[r], dh0[r, first:last])
+            else:
+                _clear(dh0[r, first:last])
 
 
 def lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, work):
@@ -557,14 +548,13 @@ def lstm_backward(
     flowing = work.array("flowing", (h0.size,), h.dtype)
     dc = work.array("dc", c0.shape, h.dtype) if dc0 is None else dc0
     np.copyto(dc, dcT)
-    _lstm_backward(
-        8.0 * h.size * h0.shape[1], dh, batch_sizes, c0, c, gates, Wh, _wanted(dh0, h0), dc, da, flowing
-    )
+    _lstm_backward(8.0 * h.size * h0.shape[1], dh, batch_sizes, c0, c, gates, Wh, dc, da, flowing)
+    _initial_gradient(da, Wh, batch_sizes, dh0, work)
     _weight_gradients(da, x, rows, batch_sizes, h0, h, Wx, dx, dWx, dWh, db, work)
 
 
 @_Kernel
-def _lstm_backward(dh, batch_sizes, c0, c, gates, Wh, dh0, dc, da, flowing):
+def _lstm_backward(dh, batch_sizes, c0, c, gates, Wh, dc, da, flowing):
     H = c0.shape[1]
     s, alive = len(c), 0  # alive: sequences that go on to the step after
     for t in range(len(batch_sizes) - 1, -1, -1):
@@ -591,7 +581,6 @@ def _lstm_backward(dh, batch_sizes, c0, c, gates, Wh, dh0, dc, da, flowing):
                     first,
                 )
         alive = n
-    _initial_gradient(da, Wh, alive, flowing, dh0)
 
 
 @_inlined

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # more than there are cores, before anybody imports it
+# More threads than there are cores, and a cache of our own, before anybody imports Numba
+os.environ.setdefault("NUMBA_NUM_THREADS", "8")
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "numba"))
 
 import fastrnn
 from fastrnn import backend
