@@ -142,7 +142,17 @@ def _current() -> tuple[str, str]:
         return name, "use_backend"
     if name := os.environ.get("FASTRNN_BACKEND"):
         return _existing(name, "FASTRNN_BACKEND"), "FASTRNN_BACKEND"
-    return available_backends()[0], "automatic"
+    return next(filter(_can_be_imported, available_backends())), "automatic"
+
+
+@functools.cache
+def _can_be_imported(name: str) -> bool:
+    """Whether a backend works here: Numba may be installed and not fit the installed NumPy."""
+    try:
+        _module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def _existing(name: str, asked_by: str) -> str:

@@ -37,6 +37,9 @@ from .numpy_kernels import SCORES_BYTES, Array, make_work, pack
 
 __all__ = ["make_work", "pack"]
 
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and uncompiled these kernels would not end: unset it")
+
 UNITS = 128  # hidden units of a block: wide enough for BLAS, and there are some for every thread
 ROWS = 96  # rows of a block, about
 DEPTH = 1024  # rows that a transposed product sums at a time: with thousands BLAS takes half as long again

@@ -194,6 +194,17 @@ print(number("scipy") in ([1], []), number("numpy") in ([2], []))
     assert output(code) == "True True\nTrue True\n"
 
 
+def test_numba_that_cannot_be_used(tmp_path):
+    """Nobody asked for it: the next backend computes. Somebody did: they are told."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.2 or less')")
+    code = "import fastrnn; fastrnn.backend._MODULES.pop('cython'); print(fastrnn.current_backend()); "
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for environment in ({"PYTHONPATH": paths}, {"NUMBA_DISABLE_JIT": "1"}):
+        assert output(code, **environment, FASTRNN_BACKEND="") == "numpy\n"
+        _, err = start(code + "fastrnn.backend.kernels()", **environment).communicate()
+        assert "ImportError: NUMBA_DISABLE_JIT is set" in err or "ImportError: Numba needs NumPy 1.2" in err
+
+
 def test_warmup(tmp_path):
     """Afterwards training and captions find everything compiled."""
     code = """
