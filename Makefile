@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 RUN := runs/shapes-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test lint sanitize clean
+.PHONY: train test lint sanitize bench-compare clean
 
 train: $(VENV)/installed data/shapes
 	$(BIN)/fastrnn train --data data/shapes --out $(RUN) \
@@ -19,6 +19,14 @@ data/shapes: | $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Times this checkout's kernels into build/kernels.json and names those that became slower than in SAVED, a copy of
+# that file from an earlier checkout.
+bench-compare: $(VENV)/installed
+	mkdir -p build
+	$(BIN)/python -m pytest bench --quiet --benchmark-enable --benchmark-max-time=0.2 \
+		--benchmark-columns=median,iqr --benchmark-group-by=group --benchmark-json=build/kernels.json
+	$(BIN)/python -m bench.compare "$(SAVED)" build/kernels.json
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

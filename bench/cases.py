@@ -35,6 +35,21 @@ class Size:
         return sum(self.lengths)
 
 
+def _captions(N: int, D: int, H: int, V: int, repeats: float) -> Size:
+    """N captions as COCO's are: 10.2 words, deviation 1.8, and END; so many tokens per distinct one."""
+    lengths = np.clip(np.random.default_rng(0).normal(11.2, 1.8, N).round(), 2, 16).astype(int).tolist()
+    return Size(tuple(lengths), D, H, V, U=round(sum(lengths) / repeats))
+
+
+BENCHMARKED = {
+    "toy": Size((4, 4, 4), D=4, H=5, V=10, U=6),
+    "N25": _captions(25, 256, 512, 1004, 2.3),
+    "N100": _captions(100, 256, 512, 1004, 3.6),
+    "N256": _captions(256, 256, 512, 1004, 5.6),
+    "large": _captions(256, 512, 1024, 10_000, 5.6),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A kernel with its arguments."""

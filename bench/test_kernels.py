@@ -1,33 +1,60 @@
-"""Every kernel on every backend at the published training shape.
+"""Every kernel on every backend, in several sizes and both types.
 
 ``pytest bench --benchmark-enable --benchmark-group-by=group`` shows the backends side by side. An answer is
-compared with float64 NumPy before it is timed; without ``--benchmark-enable`` each body runs once as a test.
+compared with float64 NumPy before it is timed; without ``--benchmark-enable`` each body runs
+once as a test, at the small sizes.
+The first call, which may compile and touches memory for the first time, is in ``extra_info`` of the JSON.
 """
 
+import functools
+import itertools
+import time
+
 import numpy as np
-import pytest
 
 import fastrnn
-from bench.cases import CASES, Size, call, make_case
+from bench.cases import BENCHMARKED, CASES, Case, call, make_case
 from fastrnn import backend
 from fastrnn.kernels import numpy_kernels
 
-# 100 COCO captions: 10.2 words on average, deviation 1.8, and the END token; 3.6 tokens per distinct one
-LENGTHS = tuple(int(n) for n in np.clip(np.random.default_rng(0).normal(11.2, 1.8, 100).round(), 2, 16))
-PUBLISHED = Size(LENGTHS, D=256, H=512, V=1004, U=round(sum(LENGTHS) / 3.6))
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # relative to the largest number of an array
 
 
-@pytest.mark.parametrize("name", fastrnn.available_backends())
-@pytest.mark.parametrize("kernel", CASES)
-def test_kernel(benchmark, kernel, name):
+@functools.lru_cache(maxsize=1)  # all backends of a case come one after the other
+def exact(kernel, size):
+    """What float64 NumPy answers."""
+    return make_case(kernel, BENCHMARKED[size], np.float64).run(numpy_kernels)
+
+
+def check(case: Case, kernels, size):
+    """Raise ``AssertionError`` where an answer is wrong; returns the seconds of the call."""
+    arguments = case.arguments()
+    started = time.perf_counter()
+    loss = call(kernels, case.kernel, arguments, kernels.make_work())
+    seconds = time.perf_counter() - started
+    tolerance = TOLERANCE[case.dtype.name]
+    for output, expected in exact(case.kernel, size).items():
+        got = loss if output == "loss" else arguments[output]
+        np.testing.assert_allclose(
+            got, expected, rtol=10 * tolerance, atol=tolerance * np.abs(expected).max(), err_msg=output
+        )
+    return seconds
+
+
+def pytest_generate_tests(metafunc):
+    """All sizes where times are taken, the small ones where not; large models are trained in float32."""
+    sizes = BENCHMARKED if metafunc.config.getoption("benchmark_enable") else ("toy", "N25")
+    each = itertools.product(CASES, sizes, TOLERANCE, fastrnn.available_backends())
+    kinds = [kind for kind in each if kind[1:3] != ("large", "float64")]
+    metafunc.parametrize(("kernel", "size", "dtype", "name"), kinds)
+
+
+def test_kernel(benchmark, kernel, size, dtype, name):
+    case = make_case(kernel, BENCHMARKED[size], dtype)
     with fastrnn.use_backend(name):
         kernels = backend.kernels()
-    case = make_case(kernel, PUBLISHED, np.float32)
-    expected = make_case(kernel, PUBLISHED, np.float64).run(numpy_kernels)
-    for output, value in case.run(kernels).items():
-        scale = np.abs(expected[output]).max()
-        np.testing.assert_allclose(value, expected[output], rtol=1e-3, atol=1e-4 * scale, err_msg=output)
-    arguments, work = case.arguments(), kernels.make_work()
-    benchmark.group = kernel
-    benchmark.extra_info["threads"] = fastrnn.get_num_threads()
-    benchmark(lambda: call(kernels, kernel, arguments, work))
+        benchmark.extra_info["first call, s"] = check(case, kernels, size)
+        benchmark.extra_info["threads"] = fastrnn.get_num_threads()
+        benchmark.group = f"{kernel} {size} {dtype}"
+        arguments, work = case.arguments(), kernels.make_work()
+        benchmark(lambda: call(kernels, kernel, arguments, work))
