@@ -20,13 +20,13 @@ data/shapes: | $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-# Times this checkout's kernels into build/kernels.json and names those that became slower than in SAVED, a copy of
-# that file from an earlier checkout.
+# Times this checkout's kernels three times into build/bench and names those that became slower than in SAVED, a copy
+# of that directory from an earlier checkout.
 bench-compare: $(VENV)/installed
-	mkdir -p build
-	$(BIN)/python -m pytest bench --quiet --benchmark-enable --benchmark-max-time=0.2 \
-		--benchmark-columns=median,iqr --benchmark-group-by=group --benchmark-json=build/kernels.json
-	$(BIN)/python -m bench.compare "$(SAVED)" build/kernels.json
+	mkdir -p build/bench
+	for run in 1 2 3; do $(BIN)/python -m pytest bench --quiet --benchmark-enable --benchmark-quiet \
+		--benchmark-max-time=0.05 --benchmark-min-rounds=3 --benchmark-json=build/bench/$$run.json || exit 1; done
+	$(BIN)/python -m bench.compare "$(SAVED)" build/bench
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

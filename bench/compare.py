@@ -1,12 +1,14 @@
-"""Set two results of ``pytest bench --benchmark-json`` against each other and name what got slower.
+"""Set two results of the kernel benchmarks against each other and name what got slower.
 
-``python -m bench.compare BEFORE AFTER``. A benchmark is slower where the fastest quarter of its rounds now
-takes longer than the slowest quarter did before: its change is beyond its spread. Exit code 1 if any is.
+``python -m bench.compare BEFORE AFTER``: directories with files of ``pytest bench --benchmark-json``, one of
+each time that the benchmarks ran. A benchmark is slower where its fastest median now is above its slowest one
+before: its change is beyond its spread. Exit code 1 if any is.
 """
 
 import json
+import statistics
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -15,38 +17,45 @@ class Change(NamedTuple):
     """A benchmark in two results, in seconds."""
 
     name: str
-    before: float
+    before: float  # medians of the medians
     after: float
-    beyond_spread: bool  # the quartiles of its rounds do not overlap
+    beyond_spread: bool  # no run was as fast, or as slow, as one of the others
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+def medians(directory: Path) -> dict[str, list[float]]:
+    """The median of each benchmark in every run. Raises ``ValueError`` where there is none."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(directory.glob("*.json")):
+        for benchmark in json.loads(path.read_text())["benchmarks"]:
+            found.setdefault(benchmark["fullname"], []).append(benchmark["stats"]["median"])
+    if not found:
+        raise ValueError(f"{directory}: no results of pytest-benchmark there")
+    return found
+
+
+def changes(before: dict[str, list[float]], after: dict[str, list[float]]) -> list[Change]:
     """The benchmarks that both results have, from the one that got slowest to the one that got fastest."""
-    stats = {b["fullname"]: b["stats"] for b in before["benchmarks"]}
-    common = [
-        (b["fullname"], stats[b["fullname"]], b["stats"])
-        for b in after["benchmarks"]
-        if b["fullname"] in stats
-    ]
     found = [
-        Change(name, old["median"], new["median"], new["q1"] > old["q3"] or new["q3"] < old["q1"])
-        for name, old, new in common
+        Change(
+            name,
+            statistics.median(before[name]),
+            statistics.median(runs),
+            min(runs) > max(before[name]) or max(runs) < min(before[name]),
+        )
+        for name, runs in after.items()
+        if name in before
     ]
     return sorted(found, key=lambda change: change.before / change.after)
 
 
 def main(
-    before: Annotated[Path, typer.Argument(help="Saved result.", exists=True, dir_okay=False)],
-    after: Annotated[Path, typer.Argument(help="New result.", exists=True, dir_okay=False)],
+    before: Annotated[Path, typer.Argument(help="Saved results.", exists=True, file_okay=False)],
+    after: Annotated[Path, typer.Argument(help="New results.", exists=True, file_okay=False)],
 ) -> None:
     """Name what got slower, or faster, by more than its spread."""
-    results = [json.loads(path.read_text()) for path in (before, after)]
-    found = changes(*results)
+    found = changes(medians(before), medians(after))
     if not found:
         raise typer.BadParameter(f"{before} and {after} have no benchmark in common")
-    machines = [result["machine_info"].get("cpu", {}).get("brand_raw") for result in results]
-    if machines[0] != machines[1]:
-        print(f"different machines: {machines[0]} and {machines[1]}")
     slower = [change for change in found if change.beyond_spread and change.after > change.before]
     faster = [change for change in found if change.beyond_spread and change.after < change.before]
     for word, some in (("slower", slower), ("faster", faster)):

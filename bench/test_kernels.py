@@ -57,4 +57,6 @@ def test_kernel(benchmark, kernel, size, dtype, name):
         benchmark.extra_info["threads"] = fastrnn.get_num_threads()
         benchmark.group = f"{kernel} {size} {dtype}"
         arguments, work = case.arguments(), kernels.make_work()
+        if benchmark.enabled:
+            time.sleep(0.1)  # until the threads of what computed last sleep
         benchmark(lambda: call(kernels, kernel, arguments, work))
