@@ -6,3 +6,5 @@ notation, the memory layout and the contract. Kernels are leaves: they never imp
 
 if __name__ != "fastrnn.kernels":
     raise ImportError("this folder is the package fastrnn.kernels: import fastrnn.kernels, not kernels")
+
+from . import process as process  # it has to see a fork, whichever backend is imported later
