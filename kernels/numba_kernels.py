@@ -150,9 +150,7 @@ class _Kernel:
         return self.dispatchers[threaded](*(_as_compiled(a) for a in arguments))
 
     def dispatcher(self, threaded: bool) -> Any:
-        compiled = njit(nogil=True, error_model="numpy", fastmath={"contract"}, parallel=threaded)(
-            self.function
-        )
+        compiled = njit(nogil=True, parallel=threaded, **_OPTIONS)(self.function)
         compiled._cache = _Cache(self.function.__name__, threaded)
         return compiled
 
