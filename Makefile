@@ -23,10 +23,11 @@ test: $(VENV)/installed
 # Times this checkout's kernels three times into build/bench and names those that became slower than in SAVED, a copy
 # of that directory from an earlier checkout.
 bench-compare: $(VENV)/installed
+	$(if $(SAVED),test -d "$(SAVED)")
 	mkdir -p build/bench
 	for run in 1 2 3; do $(BIN)/python -m pytest bench --quiet --benchmark-enable --benchmark-quiet \
 		--benchmark-max-time=0.05 --benchmark-min-rounds=3 --benchmark-json=build/bench/$$run.json || exit 1; done
-	$(BIN)/python -m bench.compare "$(SAVED)" build/bench
+	$(if $(SAVED),$(BIN)/python -m bench.compare "$(SAVED)" build/bench,@echo "SAVED=a copy of build/bench compares")
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

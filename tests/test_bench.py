@@ -23,10 +23,7 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
         w -= learning_rate * dw
         w[0, 0] *= 1.01
 
-    def timed(function):
-        raise AssertionError("timed")
-
-    benchmark = SimpleNamespace(extra_info={}, enabled=True, __call__=timed)
+    benchmark = SimpleNamespace(extra_info={}, enabled=True)  # cannot be called: timing would be a TypeError
     test_kernels.check(make_case("sgd", BENCHMARKED["toy"], "float64"), numpy_kernels, "toy")
     monkeypatch.setattr(numpy_kernels, "sgd", sgd)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
