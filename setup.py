@@ -1,8 +1,8 @@
 """Which folder becomes which package, and the compiled kernels; everything else is in pyproject.toml.
 
-The kernels live in the top-level folder ``kernels/`` and install as ``fastrnn.kernels``
-(docs/decisions.md says why). Without a compiler they are left out and NumPy computes;
-``FASTRNN_REQUIRE_CYTHON=1`` makes that an error instead.
+The kernels live in the top-level folder ``kernels/`` and install as ``fastrnn.kernels``, the benchmarks in
+``bench/`` and install as ``fastrnn.bench`` (docs/decisions.md says why). Without a compiler the kernels in
+Cython are left out and Numba computes; ``FASTRNN_REQUIRE_CYTHON=1`` makes that an error instead.
 """
 
 import os
@@ -47,8 +47,8 @@ for extension in extensions:  # cythonize drops it
     extension.optional = os.environ.get("FASTRNN_REQUIRE_CYTHON") != "1"
 
 setup(
-    packages=["fastrnn", "fastrnn.data", "fastrnn.kernels"],
-    package_dir={"fastrnn.kernels": "kernels"},
+    packages=["fastrnn", "fastrnn.data", "fastrnn.kernels", "fastrnn.bench", "fastrnn.bench.peers"],
+    package_dir={"fastrnn.kernels": "kernels", "fastrnn.bench": "bench"},
     ext_modules=extensions,
     cmdclass={"build_ext": BuildKernels},
 )

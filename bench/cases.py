@@ -80,6 +80,45 @@ def call(kernels: Kernels, kernel: str, arguments: Arguments, work: Any) -> Any:
     return getattr(kernels, kernel)(**arguments, **({"work": work} if takes_work else {}))
 
 
+_UPDATES = {"sgd": 2, "sgd_momentum": 4, "rmsprop": 9, "adam": 13}  # operations for each number
+
+
+def flops(case: Case) -> float:
+    """Operations that a kernel cannot do without: those of its products, or where there are none all it does.
+
+    An exponential, a root and a quotient count as one. Rows whose mask is 0 need none.
+    """
+    layer, _, way = case.kernel.rpartition("_")
+    times = 2 if way == "backward" else 1  # the gradients of both factors
+    if layer in ("rnn", "lstm"):
+        if way == "step":
+            return 2.0 * len(case.inputs["prev_h"]) * case.inputs["Wh"].size
+        return (
+            times
+            * 2.0
+            * (
+                len(case.inputs["x"]) * case.inputs["Wx"].size
+                + len(case.inputs["rows"]) * case.inputs["Wh"].size
+            )
+        )
+    if layer == "affine":
+        return times * 2.0 * len(case.inputs["x"]) * case.inputs["W"].size
+    if layer == "embedding":
+        return float(case.inputs["dout"].size) if way == "backward" else 0.0
+    if way == "loss":
+        live = np.count_nonzero(case.inputs["mask"])
+        V = case.inputs["W" if layer == "vocab" else "scores"].shape[1]
+        return live * V * (3 * 2.0 * case.inputs["h"].shape[1] if layer == "vocab" else 5.0)
+    return float(_UPDATES[case.kernel] * case.inputs["dw"].size)
+
+
+def nbytes(case: Case) -> int:
+    """Bytes of what a kernel reads and of what it writes."""
+    read = sum(a.nbytes for a in case.inputs.values() if isinstance(a, np.ndarray))
+    written = sum(int(np.prod(shape)) for shape in case.outputs.values()) * case.dtype.itemsize
+    return read + written + 2 * sum(a.nbytes for a in case.state.values())
+
+
 def make_case(kernel: str, size: Size, dtype: DTypeLike, seed: int = 0) -> Case:
     """The case of a kernel at a size, with random inputs (float64 draws, then cast)."""
     parts = CASES[kernel](np.random.default_rng(seed), size)

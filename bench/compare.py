@@ -1,16 +1,22 @@
 """Set two results of the kernel benchmarks against each other and name what got slower.
 
-``python -m bench.compare BEFORE AFTER``: directories with files of ``pytest bench --benchmark-json``, one of
-each time that the benchmarks ran. A benchmark is slower where its fastest median now is above its slowest one
-before: its change is beyond its spread. Exit code 1 if any is.
+``python -m fastrnn.bench.compare BEFORE AFTER``: directories with ``kernels-*.json``, one of each time that
+pytest-benchmark ran. Exit code 1 if a benchmark got slower by more than its spread.
 """
 
 import json
 import statistics
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
+
+
+class Run(NamedTuple):
+    """One file of pytest-benchmark."""
+
+    processor: str
+    benchmarks: list[dict[str, Any]]
 
 
 class Change(NamedTuple):
@@ -19,31 +25,45 @@ class Change(NamedTuple):
     name: str
     before: float  # medians of the medians
     after: float
-    beyond_spread: bool  # no run was as fast, or as slow, as one of the others
+    beyond_spread: bool
 
 
-def medians(directory: Path) -> dict[str, list[float]]:
-    """The median of each benchmark in every run. Raises ``ValueError`` where there is none."""
+def read(directory: Path) -> list[Run]:
+    """Every run of a directory. Raises ``FileNotFoundError`` where there is none."""
+    found = [json.loads(path.read_text()) for path in sorted(directory.glob("kernels-*.json"))]
+    runs = [Run(run["machine_info"]["processor"], run["benchmarks"]) for run in found]
+    if not any(run.benchmarks for run in runs):
+        raise FileNotFoundError(f"{directory}: no results of the kernel benchmarks (kernels-*.json) there")
+    return runs
+
+
+def medians(runs: list[Run]) -> dict[str, list[float]]:
+    """The median of each benchmark in every run, in seconds."""
     found: dict[str, list[float]] = {}
-    for path in sorted(directory.glob("*.json")):
-        for benchmark in json.loads(path.read_text())["benchmarks"]:
+    for run in runs:
+        for benchmark in run.benchmarks:
             found.setdefault(benchmark["fullname"], []).append(benchmark["stats"]["median"])
-    if not found:
-        raise ValueError(f"{directory}: no results of pytest-benchmark there")
     return found
 
 
 def changes(before: dict[str, list[float]], after: dict[str, list[float]]) -> list[Change]:
-    """The benchmarks that both results have, from the one that got slowest to the one that got fastest."""
+    """The benchmarks that both results have, from the one that got slowest to the one that got fastest.
+
+    A change is beyond the spread where the gap between the runs before and after is wider than the runs of
+    either are apart, and than those of the middlemost benchmark are: few runs may agree by chance.
+    """
+    names = [name for name in after if name in before]
+    spreads = {name: max(max(runs) / min(runs) for runs in (before[name], after[name])) for name in names}
+    usual = statistics.median(spreads.values()) if spreads else 1.0
     found = [
         Change(
             name,
             statistics.median(before[name]),
-            statistics.median(runs),
-            min(runs) > max(before[name]) or max(runs) < min(before[name]),
+            statistics.median(after[name]),
+            max(min(after[name]) / max(before[name]), min(before[name]) / max(after[name]))
+            > max(spreads[name], usual),
         )
-        for name, runs in after.items()
-        if name in before
+        for name in names
     ]
     return sorted(found, key=lambda change: change.before / change.after)
 
@@ -53,9 +73,12 @@ def main(
     after: Annotated[Path, typer.Argument(help="New results.", exists=True, file_okay=False)],
 ) -> None:
     """Name what got slower, or faster, by more than its spread."""
-    found = changes(medians(before), medians(after))
+    runs_before, runs_after = read(before), read(after)
+    found = changes(medians(runs_before), medians(runs_after))
     if not found:
         raise typer.BadParameter(f"{before} and {after} have no benchmark in common")
+    if runs_before[0].processor != runs_after[0].processor:
+        print(f"{before} was measured on another machine ({runs_before[0].processor}): this tells little")
     slower = [change for change in found if change.beyond_spread and change.after > change.before]
     faster = [change for change in found if change.beyond_spread and change.after < change.before]
     for word, some in (("slower", slower), ("faster", faster)):

@@ -1,20 +1,20 @@
 """The race: whole tasks by fastrnn and by what a user would pick instead, on the same work.
 
-``python -m bench.race --help`` tells the options. Competitors are processes of their own that take turns,
-because idle thread pools in one process spin against the running one. Before anything is timed, all answers
-must agree. Times are medians over all turns; a ratio is that of the medians, its spread the quartiles of the
-ratios of single turns.
+``python -m fastrnn.bench.race --help`` tells the options. Competitors are processes of their own that take
+turns, because idle thread pools in one process spin against the running one. Before anything is timed, all
+answers must agree. Times are medians over all turns; a ratio is that of the medians, its spread the least and
+the greatest ratio of single turns.
 """
 
 import importlib.util
-import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any, NamedTuple
 
@@ -22,87 +22,217 @@ import numpy as np
 import typer
 
 import fastrnn
-from bench.workload import DECODED, STEPS, D, E, H, Task, V, batches
+from fastrnn.bench import workload
+from fastrnn.bench.workload import Task
 
-TORCH = {f"PyTorch {mode}": ["pytorch", mode] for mode in ("padded", "packed", "live")}
-CUBE = "cube"
-SECONDS = 0.4  # of a turn
+SECONDS = 0.2  # of a turn, about
+PAUSE = 0.05  # seconds between turns, until the threads of the last one sleep
+# For everybody. glibc hands large arrays back to the system, which clears them before they come again:
+# PyTorch's iterations then take 27 ms in one process and 34 or 50 in the next; with this they take 26.
+# OpenBLAS's threads would spin for a tenth of a second, in the next one's turn; for 2**22 cycles they may.
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "OPENBLAS_THREAD_TIMEOUT": "22",
+}
 
 
-def competitors(task: Task) -> dict[str, list[str]]:
-    """Name and module with arguments of everybody who can do a task; PyTorch only where it is installed."""
-    ours = {f"fastrnn {name}": ["ours", name] for name in fastrnn.available_backends()}
-    torch = dict(TORCH) if importlib.util.find_spec("torch") else {}
-    if torch and task.kind in ("decode", "product"):
-        torch = {"PyTorch": ["pytorch", "padded"]}
-    if task.kind in ("layer", "ragged"):
-        torch.pop("PyTorch live", None)
-    published = {} if task.kind in ("layer", "ragged") else {"plain NumPy": ["published"]}
-    return ours | torch | published
+class Peer(NamedTuple):
+    """Somebody who can compete: a module of :mod:`fastrnn.bench.peers` with its arguments."""
+
+    name: str
+    command: tuple[str, ...]
+    kinds: Collection[str]  # of tasks
+    needs: tuple[str, ...] = ()  # packages
+
+
+OURS = {f"fastrnn {name}": name for name in ("cython", "numba", "numpy")}
+PYTORCH = {f"PyTorch {mode}": mode for mode in ("padded", "packed", "live")}
+BFLOAT16 = {f"PyTorch {mode} bfloat16": mode for mode in ("padded", "live")}
+PLAIN = "plain NumPy"
+CUBE = "cube"  # the machine's roof, raced with every task
+
+_TRAINING = ("train", "forward", "epoch")
+_ALL = (*_TRAINING, "layer", "ragged", "decode", "product")
+_KINDS = {  # of PyTorch's modes; where there is one way only it is the padded one
+    "padded": _ALL,
+    "packed": (*_TRAINING, "layer", "ragged"),
+    "live": _TRAINING,
+}
+PEERS = (
+    *(Peer(name, ("ours", backend), _ALL) for name, backend in OURS.items()),
+    *(Peer(name, ("pytorch", mode), _KINDS[mode], ("torch",)) for name, mode in PYTORCH.items()),
+    *(
+        Peer(name, ("pytorch", mode, "bfloat16"), ("train", "forward"), ("torch",))
+        for name, mode in BFLOAT16.items()
+    ),
+    Peer("JAX", ("jax",), (*_TRAINING, "decode"), ("jax",)),
+    Peer("ONNX Runtime", ("onnx",), ("forward", "decode"), ("onnx", "onnxruntime")),
+    Peer(PLAIN, ("published",), (*_TRAINING, "decode", "product")),
+)
+
+
+def missing(peer: Peer) -> str | None:
+    """Why a peer cannot compete here, or None."""
+    if peer.name in OURS and OURS[peer.name] not in fastrnn.available_backends():
+        return f"fastrnn was installed without its {OURS[peer.name]} backend"
+    absent = [package for package in peer.needs if importlib.util.find_spec(package) is None]
+    return f"{', '.join(absent)} not installed: pip install 'fastrnn[race]'" if absent else None
 
 
 class Competitor:
-    """A process that does a task when it is its turn."""
+    """A process that does tasks when it is its turn."""
 
-    def __init__(self, task: Task, command: list[str]) -> None:
-        threads = {f"{library}_NUM_THREADS": str(task.threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    def __init__(self, command: Iterable[str], threads: int) -> None:
+        variables = {
+            f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")
+        }
+        variables |= ENVIRONMENT
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.peers", *command],
+            [sys.executable, "-m", "fastrnn.bench.peers", str(threads), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
-            env=os.environ | threads,
+            env=os.environ | variables,
         )
-        self.answer = self._ask(json.dumps(task._asdict()))["answer"]
 
-    def _ask(self, line: str) -> Any:
-        assert self.process.stdin and self.process.stdout  # noqa: PT018
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended")  # type: ignore[arg-type]
-        return json.loads(answer)
+    def ask(self, **request: Any) -> None:
+        """Send a request, whose reply may take a while."""
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, as its reply will tell
 
-    def turn(self, count: int) -> list[float]:
-        """Seconds of each of so many repetitions."""
-        seconds: list[float] = self._ask(str(count))["seconds"]
-        return seconds
+    def reply(self) -> dict[str, Any]:
+        """What it replies to the last request. Raises ``RuntimeError`` where it has ended."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().strip().splitlines() or [f"exit code {self.process.returncode}"]
+            raise RuntimeError(said[-1])
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def turn(self, count: int) -> tuple[list[float], int | None]:
+        """Seconds of each of so many repetitions, and the most memory since the task started, in bytes."""
+        self.ask(count=count)
+        reply = self.reply()
+        return reply["seconds"], reply["memory"]
 
     def close(self) -> None:
         """End the process."""
         self.process.communicate()
+        self.errors.close()
 
 
 class Result(NamedTuple):
-    """What a competitor took for a task, in seconds."""
+    """What a competitor took for a task."""
 
-    name: str
-    median: float
-    turns: list[float]  # the median of each turn
+    median: float  # seconds
+    turns: list[float]  # the median of each turn, seconds
+    memory: int | None  # bytes by which its process grew at most
 
 
-def race(task: Task, turns: int) -> list[Result]:
-    """Let everybody do a task in turns. Raises ``RuntimeError`` where the answers differ."""
-    with ExitStack() as stack:
-        everybody = {}
-        for name, command in {**competitors(task), CUBE: ["cube"]}.items():
-            everybody[name] = Competitor(task, command)
-            stack.callback(everybody[name].close)
-        check_answers(task, {name: one.answer for name, one in everybody.items() if name != CUBE})
-        counts = {}
-        for name, one in everybody.items():
-            one.turn(2)  # warm up
-            counts[name] = max(3, round(SECONDS / min(one.turn(3))))
-        times: dict[str, list[list[float]]] = {name: [] for name in everybody}
-        for _ in range(turns):
-            for name, one in everybody.items():
-                time.sleep(0.05)  # until the pools of the last one sleep
-                times[name].append(one.turn(counts[name]))
-    return [
-        Result(name, statistics.median(itertools.chain(*of)), [statistics.median(turn) for turn in of])
-        for name, of in times.items()
+class Outcome(NamedTuple):
+    """A task that was raced in."""
+
+    task: Task
+    results: dict[str, Result]
+    skipped: dict[str, str]  # who could not compete, and why
+    cost: workload.Cost
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s of the machine's roof in this race."""
+        from fastrnn.bench.peers.roof import CUBE_FLOPS
+
+        return CUBE_FLOPS / self.results[CUBE].median
+
+
+class Ratio(NamedTuple):
+    """How many times as long one competitor took as another."""
+
+    value: float  # of the medians
+    low: float  # the least of a turn
+    high: float
+
+
+def ratio(results: dict[str, Result], name: str, to: str) -> Ratio:
+    """How many times as long ``name`` took as ``to``."""
+    each = [one / other for one, other in zip(results[name].turns, results[to].turns, strict=True)]
+    value = results[name].median / results[to].median
+    return Ratio(value, min(*each, value), max(*each, value))
+
+
+def race(tasks: Iterable[Task], turns: int, names: Collection[str] | None = None) -> Iterator[Outcome]:
+    """Let everybody, or those of these names, do task after task in turns, all on one number of threads.
+
+    Raises ``RuntimeError`` where answers differ, or where fastrnn itself fails.
+    """
+    tasks = list(tasks)
+    (threads,) = {task.threads for task in tasks}
+    wanted = [
+        peer
+        for peer in PEERS
+        if (names is None or peer.name in names) and any(task.kind in peer.kinds for task in tasks)
     ]
+    skipped = {peer.name: reason for peer in wanted if (reason := missing(peer))}
+    wanted = [peer for peer in wanted if peer.name not in skipped]
+    wanted.append(Peer(CUBE, ("roof",), _ALL))
+    with ExitStack() as stack:
+        processes = {peer.name: Competitor(peer.command, threads) for peer in wanted}
+        for process in processes.values():
+            stack.callback(process.close)
+        for task in tasks:
+            racing = {
+                p.name: processes[p.name] for p in wanted if task.kind in p.kinds and p.name not in skipped
+            }
+            answers = {}
+            for process in racing.values():
+                process.ask(task=task)
+            for name, process in list(racing.items()):
+                try:
+                    answers[name] = process.reply()["answer"]
+                except RuntimeError as error:
+                    if name in OURS:
+                        raise RuntimeError(f"{name}, {task}: {error}") from error
+                    skipped[name] = str(error)
+                    del racing[name]
+            del answers[CUBE]
+            check_answers(task, answers)
+            yield Outcome(task, _times(racing, turns), skipped, workload.cost(task))
+
+
+def _times(racing: dict[str, Competitor], turns: int) -> dict[str, Result]:
+    counts = {}
+    for name, one in racing.items():
+        seconds, _ = one.turn(1)
+        if seconds[0] < SECONDS:  # it was short enough not to be warm yet
+            seconds, _ = one.turn(2)
+        counts[name] = max(1, round(SECONDS / seconds[-1]))
+    times: dict[str, list[list[float]]] = {name: [] for name in racing}
+    memory = {}
+    order = list(racing)
+    for _ in range(turns):
+        for name in order:
+            time.sleep(PAUSE)
+            seconds, memory[name] = racing[name].turn(counts[name])
+            times[name].append(seconds)
+        order = order[1:] + order[:1]  # so that nobody always follows the same one
+    return {
+        name: Result(
+            statistics.median(second for turn in of for second in turn),
+            [statistics.median(turn) for turn in of],
+            memory[name],
+        )
+        for name, of in times.items()
+    }
 
 
 def check_answers(task: Task, answers: dict[str, Any]) -> None:
@@ -111,62 +241,40 @@ def check_answers(task: Task, answers: dict[str, Any]) -> None:
     for other in others:
         a, b = np.array(answers[first]), np.array(answers[other])
         words = task.kind == "decode"  # where a tie may fall either way
-        if not (np.mean(a == b) > 0.98 if words else np.allclose(a, b, rtol=1e-4)):
+        tolerance = 5e-3 if other in BFLOAT16 else 1e-4
+        if not (np.mean(a == b) > 0.98 if words else np.allclose(a, b, rtol=tolerance)):
             raise RuntimeError(f"{task}: {first} answers {answers[first]}, {other} {answers[other]}")
 
 
-def floor_flops(task: Task) -> float:
-    """Floating-point operations of a task's live, de-duplicated products."""
-    m = 4 if task.cell == "lstm" else 1
-    if task.kind == "product":
-        return 2.0 * task.N * H * m * H
-    if task.kind == "decode":
-        return 2.0 * task.N * (D * H + DECODED * (H * m * H + H * V))
-    if task.kind == "layer":
-        return 3 * 2.0 * task.N * STEPS * (E + H) * m * H
-    live, distinct = [], []
-    for _, captions in batches(task.N):
-        alive = captions[:, 1:] != 0
-        live.append(np.sum(alive))
-        distinct.append(len(np.unique(captions[:, :-1][alive])))
-    S, U = np.mean(live), np.mean(distinct)
-    if task.kind == "ragged":
-        return 3 * 2.0 * S * (E + H) * m * H
-    return 3 * 2.0 * (S * H * m * H + U * E * m * H + S * H * V) + 2 * 2.0 * task.N * D * H
-
-
-def report(task: Task, results: list[Result]) -> Iterator[str]:
-    """Lines of a table: times, ratios to the first competitor, and how near it is to the floor."""
-    *raced, cube = results
-    ours = raced[0]
-    rate = 2 * 2048**3 / cube.median
-    floor = floor_flops(task) / rate
-    yield (
-        f"{task.kind} {task.cell} N={task.N} threads={task.threads}: floor {floor * 1e3:.2f} ms at "
-        f"{rate / 1e9:.0f} GFLOP/s"
-    )
-    for one in raced:
-        ratios = [theirs / mine for theirs, mine in zip(one.turns, ours.turns, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
+def report(outcome: Outcome) -> Iterator[str]:
+    """Lines of a table: times, how many times the first competitor's, and how near they are to the floor."""
+    task, results, skipped, cost = outcome
+    floor = cost.flops / outcome.rate
+    raced = [name for name in results if name != CUBE]
+    yield f"{task}: floor {floor * 1e3:.2f} ms at {outcome.rate / 1e9:.0f} GFLOP/s"
+    for name in raced:
+        median, times = results[name].median, ratio(results, name, raced[0])
         yield (
-            f"  {one.name:<18} {one.median * 1e3:9.2f} ms   {one.median / ours.median:5.2f} "
-            f"({low:.2f} to {high:.2f})   floor/time {floor / one.median:.2f}"
+            f"  {name:<23} {median * 1e3:9.2f} ms   {times.value:5.2f} ({times.low:.2f} to {times.high:.2f})"
+            f"   floor/time {floor / median:.2f}"
         )
+    for name, reason in skipped.items():
+        yield f"  {name:<23} skipped: {reason}"
 
 
 def main(
-    kind: Annotated[list[str], typer.Option(help="train, layer, ragged, decode or product.")] = ["train"],  # noqa: B006
+    kind: Annotated[list[str], typer.Option(help=f"One or several of {', '.join(_ALL)}.")] = ["train"],  # noqa: B006
     cell: Annotated[list[str], typer.Option(help="lstm or rnn.")] = ["lstm"],  # noqa: B006
     n: Annotated[list[int], typer.Option(help="Captions in a batch.")] = [25, 100, 256],  # noqa: B006
     threads: Annotated[list[int], typer.Option(help="Threads, for everybody.")] = [2],  # noqa: B006
-    turns: Annotated[int, typer.Option(help="Turns of each competitor.")] = 7,
+    turns: Annotated[int, typer.Option(min=2, help="Turns of each competitor.")] = 7,
+    only: Annotated[list[str] | None, typer.Option(help="Competitors; by default everybody.")] = None,
 ) -> None:
-    """Race fastrnn against PyTorch and plain NumPy at the published sizes."""
-    if not importlib.util.find_spec("torch"):
-        print("without PyTorch, which is not installed: pip install 'fastrnn[race]'")
-    for task in (Task(k, c, N, t) for k in kind for c in cell for t in threads for N in n):
-        for line in report(task, race(task, turns)):
-            print(line, flush=True)
+    """Race fastrnn against PyTorch, JAX, ONNX Runtime and plain NumPy at the published sizes."""
+    for of in threads:
+        for outcome in race([Task(k, c, N, of) for k in kind for c in cell for N in n], turns, only):
+            for line in report(outcome):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -395,8 +395,8 @@ def _blas_pools() -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------
 
 
-def show_config() -> None:
-    """Print what computes: versions, backend and who chose it, threads, BLAS."""
+def config() -> dict[str, str]:
+    """What computes: versions, backend and who chose it, threads, BLAS."""
     from fastrnn import __version__
 
     name, chosen_by = _current()
@@ -414,7 +414,12 @@ def show_config() -> None:
         f"{pool['num_threads']} threads"
         for pool in _blas_pools()
     )
-    for label, value in rows.items():
+    return rows
+
+
+def show_config() -> None:
+    """Print :func:`config`."""
+    for label, value in config().items():
         print(f"{label:<10} {value}")
 
 

@@ -250,6 +250,15 @@ def info() -> None:
     backend.show_config()
 
 
+@app.command()
+def bench() -> None:
+    """Race training and captions against PyTorch, JAX and plain NumPy, whoever is installed: a minute."""
+    from fastrnn.bench import report
+
+    for line in report.short():
+        print(line, flush=True)
+
+
 @cache_app.command("clear")
 def clear_cache() -> None:
     """Remove the kernels that Numba has compiled and kept."""

@@ -159,7 +159,7 @@ def plot_losses(
     """
     if not losses or not epochs:
         raise ValueError("losses: expected those of one epoch or more, got none")
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes = figure.add_subplot()
@@ -193,7 +193,7 @@ def plot_losses(
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_captions(
@@ -218,7 +218,7 @@ def plot_captions(
     lines = max(caption.count("\n") + true.count("\n") + 2 for caption, true in texts)
     width, side, line, margin = 2.6, 2.2, 0.14, 0.6  # inches: of a column, a picture, a line, and at the top
     height = side + line * (lines + 1.5)  # of a row
-    figure = _figure(columns * width, rows * height + margin)
+    figure = new_figure(columns * width, rows * height + margin)
     whole = rows * height + margin
     figure.suptitle(
         textwrap.fill(title, width=32 * columns, max_lines=2),
@@ -248,14 +248,15 @@ def plot_captions(
         below = bottom - 0.4 * line
         figure.text(y=below / whole, s=caption, fontweight="bold", **across)
         figure.text(y=(below - line * (caption.count("\n") + 1)) / whole, s=true, color="0.4", **across)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, width=34, max_lines=4, placeholder=" ...")
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, sizes in inches. Raises ``ImportError`` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -263,7 +264,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=120)
 
 
-def _save(figure: Any, path: StrPath) -> None:
+def save_figure(figure: Any, path: StrPath) -> None:
+    """Write a figure as a PNG file, whole or not at all. Raises ``OSError`` where it cannot be written."""
     with files.replacing(path) as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of characters that the font does not have
         figure.savefig(beside, format="png", facecolor="white")

@@ -33,9 +33,9 @@ from numba.core.serialize import dumps
 from numba.extending import overload, register_jitable
 
 from . import process
-from .numpy_kernels import SCORES_BYTES, Array, make_work, pack
+from .numpy_kernels import SCORES_BYTES, Array, make_work
 
-__all__ = ["make_work", "pack"]
+__all__ = ["make_work"]
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and uncompiled these kernels would not end: unset it")
@@ -346,6 +346,15 @@ def _copy_columns(x, first, last, out, start):
 
 
 @_inlined
+def _times(x, W, out):
+    """out = x W"""
+    if len(x) == 1:  # BLAS does not have to pack W then
+        np.dot(x[0], W, out[0])
+    else:
+        np.dot(x, W, out)
+
+
+@_inlined
 def _transposed_times(x, y, out, part, add):
     """out = x^T y, or out += x^T y; part is scratch of out's shape."""
     pieces = max((len(x) + DEPTH - 1) // DEPTH, 1)
@@ -359,6 +368,24 @@ def _transposed_times(x, y, out, part, add):
             np.dot(x[first:last].T, y[first:last], out)
 
 
+def pack(W, gates, work):
+    """W in blocks, the gates of a block side by side: a flat array to be passed in place of W."""
+    blocks = work.array("packed", (W.size,), W.dtype)
+    _pack(float(W.size), W, gates, blocks)
+    return blocks
+
+
+@_Kernel
+def _pack(W, gates, blocks):
+    m = int(gates)  # whole numbers come as float64
+    H = W.shape[1] // m
+    for j in prange(_unit_blocks(H)):
+        first, last = _units(H, j)
+        mine = _block(blocks, len(W), m * first, m * last)
+        for gate in range(m):
+            _copy_columns(W, gate * H + first, gate * H + last, mine, gate * (last - first))
+
+
 # ---------------------------------------------------------------------------------------------------
 # Recurrent layers
 
@@ -367,33 +394,36 @@ def rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, work):
     """a = x Wx + prev_h Wh + b,   h = tanh(a)"""
     U, (N, H) = len(x), h0.shape
     _rnn_forward(
-        2.0 * (U * x.shape[1] + len(h) * H) * H, x, rows, batch_sizes, h0, Wx, Wh, b, h,
-        work.array("ax", (U, H), h.dtype), work.array("W", (H * H,), h.dtype),
-        work.array("a", (N * H,), h.dtype),
+        2.0 * (U * x.shape[1] + len(h) * H) * H, x, rows, batch_sizes, h0, Wx, pack(Wh, 1, work), b, h,
+        work.array("ax", (U, H), h.dtype), work.array("a", (N * H,), h.dtype),
     )  # fmt: skip
 
 
 @_Kernel
-def _rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, ax, W, a):
+def _rnn_forward(x, rows, batch_sizes, h0, Wx, Wh, b, h, ax, a):
     H = h0.shape[1]
     for j in prange(_row_blocks(len(x))):  # 1
         first, last = _rows(len(x), j)
         _affine(x[first:last], Wx, b, ax[first:last])
-    for j in prange(_unit_blocks(H)):
-        first, last = _units(H, j)
-        _copy_columns(Wh, first, last, _block(W, H, first, last), 0)
     s = 0
     prev_h = h0
     for t in range(len(batch_sizes)):
         n = batch_sizes[t]
         for j in prange(_unit_blocks(H)):
-            first, last = _units(H, j)
-            mine = _block(a, n, first, last)
-            np.dot(prev_h[:n], _block(W, H, first, last), mine)  # 2
-            for r in range(n):
-                _activate(mine[r], ax[rows[s + r], first:last], h[s + r, first:last])  # 3
+            _rnn_units(j, ax, rows[s : s + n], prev_h[:n], Wh, h[s : s + n], a)
         prev_h = h[s : s + n]
         s += n
+
+
+@_inlined
+def _rnn_units(j, ax, rows, prev_h, Wh, h, a):
+    """A step of the units of block j."""
+    n, H = h.shape
+    first, last = _units(H, j)
+    mine = _block(a, n, first, last)
+    _times(prev_h, _block(Wh, H, first, last), mine)  # 2
+    for r in range(n):
+        _activate(mine[r], ax[rows[r], first:last], h[r, first:last])  # 3
 
 
 def rnn_backward(dh, x, rows, batch_sizes, h0, h, Wx, Wh, dx, dh0, dWx, dWh, db, work):
@@ -471,43 +501,45 @@ def lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, work):
     """
     U, (N, H) = len(x), h0.shape
     _lstm_forward(
-        8.0 * (U * x.shape[1] + len(h) * H) * H, x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c,
-        _wanted(gates, Wh), work.array("ax", (U, 4 * H), h.dtype), work.array("W", (4 * H * H,), h.dtype),
-        work.array("a", (4 * N * H,), h.dtype),
+        8.0 * (U * x.shape[1] + len(h) * H) * H, x, rows, batch_sizes, h0, c0, Wx, pack(Wh, 4, work), b, h, c,
+        _wanted(gates, Wh), work.array("ax", (U, 4 * H), h.dtype), work.array("a", (4 * N * H,), h.dtype),
     )  # fmt: skip
 
 
 @_Kernel
-def _lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, ax, W, a):
+def _lstm_forward(x, rows, batch_sizes, h0, c0, Wx, Wh, b, h, c, gates, ax, a):
     H = h0.shape[1]
     for j in prange(_row_blocks(len(x))):  # 1
         first, last = _rows(len(x), j)
         _affine(x[first:last], Wx, b, ax[first:last])
-    for j in prange(_unit_blocks(H)):
-        first, last = _units(H, j)
-        mine = _block(W, H, 4 * first, 4 * last)  # the four gates of a block side by side
-        for gate in range(4):
-            _copy_columns(Wh, gate * H + first, gate * H + last, mine, gate * (last - first))
     s = 0
     prev_h, prev_c = h0, c0
     for t in range(len(batch_sizes)):
         n = batch_sizes[t]
         for j in prange(_unit_blocks(H)):
-            first, last = _units(H, j)
-            units = last - first
-            mine = _block(a, n, 4 * first, 4 * last)
-            np.dot(prev_h[:n], _block(W, H, 4 * first, 4 * last), mine)  # 2
-            for r in range(n):
-                for gate in range(4):
-                    _add(_gate(mine[r], gate, units, 0, units), _gate(ax[rows[s + r]], gate, H, first, last))
-                _cell(mine[r], prev_c[r, first:last], h[s + r, first:last], c[s + r, first:last])  # 3 4 5
-                if len(gates) > 0:
-                    for gate in range(4):
-                        _copy(
-                            _gate(mine[r], gate, units, 0, units), _gate(gates[s + r], gate, H, first, last)
-                        )
+            _lstm_units(
+                j, ax, rows[s : s + n], prev_h[:n], prev_c[:n], Wh, h[s : s + n], c[s : s + n],
+                gates[s : s + n], a,
+            )  # fmt: skip
         prev_h, prev_c = h[s : s + n], c[s : s + n]
         s += n
+
+
+@_inlined
+def _lstm_units(j, ax, rows, prev_h, prev_c, Wh, h, c, gates, a):
+    """A step of the units of block j; gates may be empty."""
+    n, H = h.shape
+    first, last = _units(H, j)
+    units = last - first
+    mine = _block(a, n, 4 * first, 4 * last)
+    _times(prev_h, _block(Wh, H, 4 * first, 4 * last), mine)  # 2
+    for r in range(n):
+        for gate in range(4):
+            _add(_gate(mine[r], gate, units, 0, units), _gate(ax[rows[r]], gate, H, first, last))
+        _cell(mine[r], prev_c[r, first:last], h[r, first:last], c[r, first:last])  # 3 4 5
+        if len(gates) > 0:
+            for gate in range(4):
+                _copy(_gate(mine[r], gate, units, 0, units), _gate(gates[r], gate, H, first, last))
 
 
 @_inlined
@@ -607,34 +639,35 @@ def _cell_backward(dh, dc, prev_c, c, gates, da, H, first):
         dc[u] *= f[u]
 
 
+def _step_operations(x, W):
+    """Of a product with packed weights. Reading one from memory takes as long as eight operations."""
+    return (2.0 * len(x) + 8.0) * W.size
+
+
 def rnn_step(a, rows, prev_h, Wh, h, work):
     """h = tanh(a[rows] + prev_h Wh)"""
-    _rnn_step(2.0 * prev_h.size * len(Wh), a, rows, prev_h, Wh, h)
+    packed = pack(Wh, 1, work) if Wh.ndim == 2 else Wh
+    scratch = work.array("a", (h.size,), h.dtype)
+    _rnn_step(_step_operations(h, packed), a, rows, prev_h, packed, h, scratch)
 
 
 @_Kernel
-def _rnn_step(a, rows, prev_h, Wh, h):
-    for j in prange(_row_blocks(len(h))):
-        first, last = _rows(len(h), j)
-        np.dot(prev_h[first:last], Wh, h[first:last])
-        for r in range(first, last):
-            _activate(h[r], a[rows[r]], h[r])
+def _rnn_step(ax, rows, prev_h, Wh, h, a):
+    for j in prange(_unit_blocks(h.shape[1])):
+        _rnn_units(j, ax, rows, prev_h, Wh, h, a)
 
 
 def lstm_step(a, rows, prev_h, prev_c, Wh, h, c, work):
     """One step of lstm_forward for decoding, its inputs a already projected."""
-    gates = work.array("a", (len(h), a.shape[1]), h.dtype)
-    _lstm_step(8.0 * prev_h.size * len(Wh), a, rows, prev_h, prev_c, Wh, h, c, gates)
+    packed = pack(Wh, 4, work) if Wh.ndim == 2 else Wh
+    scratch = work.array("a", (4 * h.size,), h.dtype)
+    _lstm_step(_step_operations(h, packed), a, rows, prev_h, prev_c, packed, h, c, scratch)
 
 
 @_Kernel
-def _lstm_step(a, rows, prev_h, prev_c, Wh, h, c, gates):
-    for j in prange(_row_blocks(len(h))):
-        first, last = _rows(len(h), j)
-        np.dot(prev_h[first:last], Wh, gates[first:last])
-        for r in range(first, last):
-            _add(gates[r], a[rows[r]])
-            _cell(gates[r], prev_c[r], h[r], c[r])
+def _lstm_step(ax, rows, prev_h, prev_c, Wh, h, c, a):
+    for j in prange(_unit_blocks(h.shape[1])):
+        _lstm_units(j, ax, rows, prev_h, prev_c, Wh, h, c, h[:0], a)
 
 
 def _weight_gradients(da, x, rows, batch_sizes, h0, h, Wx, dx, dWx, dWh, db, work):
@@ -678,7 +711,12 @@ def _wanted(out, like):
 
 def affine_forward(x, W, b, out, work):
     """out = x W + b"""
-    _affine_forward(2.0 * x.size * len(b), x, W, b, out)
+    if W.ndim == 2:
+        _affine_forward(2.0 * x.size * len(b), x, W, b, out)
+    else:
+        _affine_forward_packed(
+            _step_operations(x, W), x, W, b, out, work.array("out", (out.size,), out.dtype)
+        )
 
 
 @_Kernel
@@ -686,6 +724,18 @@ def _affine_forward(x, W, b, out):
     for j in prange(_row_blocks(len(x))):
         first, last = _rows(len(x), j)
         _affine(x[first:last], W, b, out[first:last])
+
+
+@_Kernel
+def _affine_forward_packed(x, W, b, out, blocks):
+    n, K = x.shape
+    for j in prange(_unit_blocks(len(b))):
+        first, last = _units(len(b), j)
+        mine = _block(blocks, n, first, last)
+        _times(x, _block(W, K, first, last), mine)
+        for r in range(n):
+            _add(mine[r], b[first:last])
+            _copy(mine[r], out[r, first:last])
 
 
 @_inlined

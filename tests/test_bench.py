@@ -1,4 +1,4 @@
-"""Benchmarks: a wrong answer is never timed, and what became slower is named."""
+"""Benchmarks: a wrong answer is never timed, what became slower is named, and pages say what was measured."""
 
 import json
 import os
@@ -7,13 +7,27 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from bench import compare, test_kernels
-from bench.cases import BENCHMARKED, make_case
+import fastrnn
+from fastrnn import cli
+from fastrnn.bench import cases, compare, machine, page, pictures, race, report, test_kernels
+from fastrnn.bench.cases import BENCHMARKED, CASES, make_case
+from fastrnn.bench.peers import stages
+from fastrnn.bench.peers.roof import CUBE_FLOPS
+from fastrnn.bench.race import CUBE, PLAIN, Outcome, Result
+from fastrnn.bench.results import Results, goals, of_floor
+from fastrnn.bench.workload import Cost, Task
 from fastrnn.kernels import numpy_kernels
 
 ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "bench" / "results"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Kernels
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
@@ -26,21 +40,30 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     benchmark = SimpleNamespace(extra_info={}, enabled=True)  # cannot be called: timing would be a TypeError
     test_kernels.check(make_case("sgd", BENCHMARKED["toy"], "float64"), numpy_kernels, "toy")
     monkeypatch.setattr(numpy_kernels, "sgd", sgd)
-    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+    with pytest.raises(AssertionError, match="w: off by"):
         test_kernels.test_kernel(benchmark, "sgd", "toy", "float64", "numpy")
 
 
-def times(directory, name):
-    """Time the toy sgd in two processes of their own; returns the directory with the results."""
+@pytest.mark.parametrize("kernel", CASES)
+def test_nothing_but_numbers_is_right(kernel, monkeypatch):
+    """A kernel that leaves an output unwritten leaves NaN there."""
+    name = next(iter(make_case(kernel, BENCHMARKED["toy"], "float64").outputs), None)
+    if name is None:
+        return  # the update rules have state only
+    monkeypatch.setattr(numpy_kernels, kernel, lambda **arguments: 0.0)
+    test_kernels.exact.cache_clear()
+    with pytest.raises(AssertionError, match="off by nan"):
+        test_kernels.check(make_case(kernel, BENCHMARKED["toy"], "float64"), numpy_kernels, "toy")
+    test_kernels.exact.cache_clear()
+
+
+def times(directory, name, kernels="sgd and toy and float32 and numpy"):
+    """Time the toy sgd, or other kernels, in two processes; returns the directory with the results."""
     results = directory / name
     results.mkdir()
     for run in "12":
-        command = ["-m", "pytest", "bench", "-q", "-p", "slow", "-k", "sgd and toy and float32 and numpy"]
-        options = [
-            "--benchmark-enable",
-            "--benchmark-max-time=0.05",
-            f"--benchmark-json={results}/{run}.json",
-        ]
+        command = ["-m", "pytest", "bench", "-q", "-p", "slow", "-k", kernels, "--benchmark-enable"]
+        options = ["--benchmark-max-time=0.05", f"--benchmark-json={results}/kernels-{run}.json"]
         result = subprocess.run(
             [sys.executable, *command, *options],
             env=os.environ | {"PYTHONPATH": str(directory)},
@@ -64,29 +87,208 @@ def test_a_kernel_that_became_slower_is_named(tmp_path):
         "numpy_kernels.sgd = lambda *a, **k: (time.sleep(0.002), fast(*a, **k))[1]\n"
     )
     after = times(tmp_path, "after")
-
-    def compared(one, other):
-        command = [sys.executable, "-m", "bench.compare", one, other]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    result = compared(before, after)
+    command = [sys.executable, "-m", "fastrnn.bench.compare", before, after]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     slower = result.stdout.partition("faster")[0]
     assert "slower beyond their spread: " in slower
     assert "of 2\n  bench/test_kernels.py::test_kernel[sgd-toy-float32-numpy]: " in slower
 
+    saved = json.loads((before / "kernels-1.json").read_text())
+    assert "node" not in saved["machine_info"]
+    assert saved["machine_info"]["processor"] == machine.describe()["processor"]
+    assert all("data" not in benchmark["stats"] for benchmark in saved["benchmarks"])
+    assert all(benchmark["extra_info"]["first call, s"] > 0 for benchmark in saved["benchmarks"])
+
 
 def test_changes_within_the_spread_are_none():
-    before = {"a": [9.0, 10.0, 11.0], "b": [9.0, 10.0, 11.0], "c": [9.0, 10.0, 11.0], "gone": [1.0]}
-    after = {"a": [11.0, 12.0, 13.0], "b": [11.5, 12.0, 13.0], "c": [3.0, 4.0, 5.0], "new": [1.0]}
+    """Runs of the same are up to a tenth apart, those of a lucky benchmark as well when they come again."""
+    before = {"a": [10.0, 11.0], "b": [10.0, 11.0], "c": [10.0, 11.0], "d": [10.0, 10.0], "gone": [1.0]}
+    after = {"a": [12.0, 13.0], "b": [12.5, 13.0], "c": [3.0, 4.0], "d": [10.9, 10.9], "new": [1.0]}
     assert compare.changes(before, after) == [
-        compare.Change("a", 10, 12, False),
-        compare.Change("b", 10, 12, True),
-        compare.Change("c", 10, 4, True),
+        compare.Change("b", 10.5, 12.75, True),
+        compare.Change("a", 10.5, 12.5, False),
+        compare.Change("d", 10, 10.9, False),
+        compare.Change("c", 10.5, 3.5, True),
     ]
 
 
+def test_results_of_another_machine_are_told(tmp_path, capsys):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        benchmark = {"fullname": "a", "stats": {"median": 1.0}}
+        run = {"machine_info": {"processor": name}, "benchmarks": [benchmark]}
+        (tmp_path / name / "kernels-1.json").write_text(json.dumps(run))
+    with pytest.raises(compare.typer.Exit):
+        compare.main(tmp_path / "there", tmp_path / "here")
+    assert "there was measured on another machine (there): this tells little" in capsys.readouterr().out
+
+
 def test_results_that_are_none(tmp_path):
-    (tmp_path / "1.json").write_text(json.dumps({"benchmarks": []}))
-    with pytest.raises(ValueError, match="no results of pytest-benchmark there"):
-        compare.medians(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no results of the kernel benchmarks"):
+        compare.read(tmp_path)
+
+
+def test_costs_of_kernels():
+    """Counted by hand: three sequences of four, H=5, D=4, six distinct inputs, a vocabulary of 10."""
+    size = BENCHMARKED["toy"]
+    each = {kernel: make_case(kernel, size, "float32") for kernel in CASES}
+    flops = {kernel: cases.flops(case) for kernel, case in each.items()}
+    assert flops["lstm_forward"] == 2 * (6 * 4 * 20 + 12 * 5 * 20)
+    assert flops["lstm_backward"] == 2 * flops["lstm_forward"]
+    assert flops["rnn_forward"] == flops["lstm_forward"] / 4
+    assert flops["lstm_step"] == 2 * 3 * 5 * 20
+    assert flops["affine_backward"] == 2 * flops["affine_forward"] == 4 * 12 * 4 * 5
+    assert flops["embedding_backward"] == 12 * 4
+    live = np.count_nonzero(each["vocab_loss"].inputs["mask"])
+    assert flops["vocab_loss"] == 6 * live * 5 * 10
+    assert flops["softmax_loss"] == 5 * np.count_nonzero(each["softmax_loss"].inputs["mask"]) * 10
+    assert flops["sgd"] == 2 * 10 * 4
+    assert cases.nbytes(each["sgd"]) == 3 * 10 * 4 * 4  # w is read and written, dw read
+    assert cases.nbytes(each["affine_forward"]) == 4 * (12 * 4 + 4 * 5 + 5 + 12 * 5)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The report
+
+
+def outcome(task, **seconds):
+    results = {name.replace("_", " "): Result(s, [s, 1.1 * s], 2**20) for name, s in seconds.items()}
+    everybody = results | {CUBE: Result(0.05, [0.05, 0.05], None)}
+    return Outcome(task, everybody, {"JAX": "jax not installed"}, Cost(CUBE_FLOPS, 2e9))
+
+
+def test_a_missed_goal_is_marked():
+    """Met, just missed, and not measured."""
+    raced = [
+        outcome(
+            Task("train", N=25, threads=2),
+            fastrnn_cython=10,
+            PyTorch_live=18,
+            PyTorch_padded=20,
+            plain_NumPy=29,
+        ),
+        outcome(
+            Task("train", N=100, threads=2),
+            fastrnn_cython=10,
+            PyTorch_live=18,
+            PyTorch_packed=17.9,
+            plain_NumPy=31,
+        ),
+    ]
+    results = Results({}, {}, raced, [], {})
+    training, *_, numba, _ = goals(results)
+    assert training.cells[25].measured == (1.8, 1.8, 1.8)
+    assert [training.cells[N].missed for N in (25, 100, 256)] == [False, True, False]
+    assert numba.cells[25].measured is None
+    lines = list(page.goal_table(results))
+    first = next(line for line in lines if line.startswith("| Cython, LSTM training, 2 threads"))
+    assert [cell.strip() for cell in first.split("|") if cell.strip()][1:] == [
+        "**1.80** (1.80 to 1.80), asked 1.8",
+        "**1.79** (1.79 to 1.79), asked 1.8 ✗",
+        "not measured, asked 1.8",
+    ]
+    numpy = next(
+        line for line in lines if line.startswith("| Cython, LSTM training, 2 threads, against plain NumPy")
+    )
+    assert "**2.90** (2.90 to 2.90), asked 3 ✗" in numpy
+    assert "**3.10** (3.10 to 3.10), asked 3 |" in numpy
+    marks = sum(line.count("✗") for line in lines[2:])
+    assert lines[0].endswith(
+        f"✗ marks the {marks} of {sum(len(goal.cells) for goal in goals(results))} that are missed."
+    )
+
+
+def test_the_floor_of_a_task():
+    """The products or the memory traffic, whichever takes longer; a goal's are the products alone."""
+    raced = outcome(Task("train", N=25, threads=2), fastrnn_cython=0.1)
+    slow, fast = (Results({}, {"2": {"last cache": speed}}, [raced], [], {}) for speed in (20e9, 80e9))
+    assert (slow.floor(raced), fast.floor(raced)) == (0.1, 0.05)
+    assert of_floor(slow, raced.task).value == 0.5
+
+
+def test_every_goal_belongs_to_a_task_that_is_raced_in():
+    """On a machine with two cores or more."""
+    raced = {task for group in report.groups() for task in group.tasks}
+    fake = [
+        outcome(task, **{name.replace(" ", "_"): 1.0 for name in (*race.OURS, *race.PYTORCH, PLAIN)})
+        for task in raced
+    ]
+    cells = [cell for goal in goals(Results({}, {}, fake, [], {})) for cell in goal.cells.values()]
+    if machine.cores() >= 2:
+        assert all(cell.measured for cell in cells)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A report in seconds: small sizes, one repetition."""
+    monkeypatch.setattr(race, "SECONDS", 0)
+    monkeypatch.setattr(machine, "TRIADS", {"memory": 2**20, "last cache": 2**16})
+    sizes = {"T": 4, "E": 6, "H": 8, "V": 30}
+    groups = [
+        report.Group([Task("train", N=25, **sizes), Task("forward", N=5, **sizes)], {*race.OURS, PLAIN}, 2),
+        report.Group([Task("train", N=25, threads=2, **sizes)], {*race.OURS, PLAIN}, 2),
+    ]
+    monkeypatch.setattr(report, "groups", lambda: groups[: machine.cores()])
+    monkeypatch.setattr(report, "MEMORY", (Task("train", N=5, **sizes),))
+    monkeypatch.setattr(report, "STAGES", Task("train", N=5, **sizes))
+
+
+def test_the_whole_report(small, tmp_path, capsys):
+    """Measured, written, read, drawn, and shown by a README between its marks."""
+    (tmp_path / "slow.py").touch()
+    directory = times(tmp_path, "results", "adam and N100 and float32")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    report.main(directory, readme)
+    results = Results.read(directory)
+    assert [o.task.kind for o in results.outcomes][:2] == ["train", "forward"]
+    assert set(results.stages) == set(fastrnn.available_backends())
+    assert all(
+        {"lstm_forward", "vocab_loss", "adam", stages.REST} <= of.keys() for of in results.stages.values()
+    )
+    assert all(of["lstm_forward"] > 0 and of[stages.REST] > 0 for of in results.stages.values())
+    assert results.roofs["1"]["products"] > 1e8
+    lines = (directory / page.PAGE).read_text().splitlines()
+    assert any(
+        line.startswith("**forward LSTM N=5, T=4, E=6, H=8, V=30, 1 thread**, floor ") for line in lines
+    )
+    for name in (pictures.SPEEDUP, pictures.ROOFLINE, pictures.SCALING, pictures.STAGES):
+        with Image.open(directory / name) as picture:
+            assert picture.width > 600
+        assert any(f"]({name})" in line for line in lines)
+    shown = readme.read_text()
+    assert shown.startswith(f"before\n{page.BEGIN}\nMeasured on ")
+    assert shown.endswith(f"\n{page.END}\nafter\n")
+    assert "](results/roofline.png)" in shown
+    assert "old" not in shown
+
+
+def test_a_readme_without_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="expected a line '<!-- written by make bench -->'"):
+        page.renew(readme, ["a"])
+    assert readme.read_text() == "nothing"
+
+
+def test_the_readme_shows_what_was_measured():
+    """Nobody typed a figure: the pages are those of the results that are kept."""
+    results = Results.read(COMMITTED)
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.partition(page.BEGIN)[2].partition(page.END)[0]
+    assert shown.strip() == "\n".join(page.summary(results, Path("bench/results"))).strip()
+    assert (COMMITTED / page.PAGE).read_text() == "\n".join(
+        page.page(results, compare.read(COMMITTED))
+    ) + "\n"
+
+
+def test_the_short_report(monkeypatch, capsys):
+    monkeypatch.setattr(race, "SECONDS", 0)
+    monkeypatch.setattr(race.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench"]) == 0
+    shown = capsys.readouterr().out
+    assert "processor" in shown
+    assert "train LSTM N=25, " in shown
+    assert "decode LSTM N=1, " in shown
+    assert "JAX                     skipped: jax not installed: pip install 'fastrnn[race]'" in shown

@@ -169,7 +169,7 @@ def test_preprocessing_is_undone(rng):
 def drawn(monkeypatch, plot, *arguments):
     """The figure that a plot function saves."""
     figures = []
-    monkeypatch.setattr(images, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(images, "save_figure", lambda figure, path: figures.append(figure))
     plot("unused.png", *arguments)
     (figure,) = figures
     figure.draw_without_rendering()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.cases import CASES, Size, call, make_case
 from fastrnn.backend import Kernels
+from fastrnn.bench.cases import CASES, Size, call, make_case
 from tests import oracle
 
 SIZES = {

@@ -12,6 +12,7 @@ import pytest
 import fastrnn
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("fastrnn", "kernels", "bench")
 
 
 @pytest.mark.parametrize("compiler", [None, "no-such-compiler"])
@@ -21,7 +22,7 @@ def test_the_wheel(tmp_path, compiler):
     Without a compiler the compiled kernels are missing, and all else is there.
     """
     source = tmp_path / "source"
-    for folder in ("fastrnn", "kernels"):
+    for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -31,6 +32,8 @@ def test_the_wheel(tmp_path, compiler):
     (wheel,) = tmp_path.glob("fastrnn-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"fastrnn/py.typed", "fastrnn/data/coco.py", "fastrnn/kernels/numpy_kernels.py"} <= names
+    assert {"fastrnn/bench/report.py", "fastrnn/bench/peers/__main__.py"} <= names
+    assert not [name for name in names if name.endswith((".png", ".json"))]  # results of some machine
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fastrnn"}
     compiled = any(name.startswith("fastrnn/kernels/cython_kernels.") for name in names)
     assert compiled == (compiler is None and "cython" in fastrnn.available_backends())
@@ -39,7 +42,7 @@ def test_the_wheel(tmp_path, compiler):
 def test_a_failed_build_is_an_error_where_it_is_asked_for(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for folder in ("fastrnn", "kernels"):
+    for folder in FOLDERS:
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so")
         )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fastrnn
-from bench.cases import CASES, Size, make_case
 from fastrnn import backend
+from fastrnn.bench.cases import CASES, Size, make_case
 from fastrnn.kernels import numpy_kernels
 from tests import oracle
 from tests.test_kernels import TOLERANCE, assert_close

@@ -1,11 +1,15 @@
 """The competitors of the race, one module each.
 
-A competitor is a module with ``start(task) -> (answer, run)``: ``answer`` is compared with everybody else's
-before anything is timed, and ``run(count)`` does the task ``count`` times and returns the seconds of each.
+A competitor is a module with ``start(task, *arguments) -> (answer, run)``: ``answer`` is compared with
+everybody else's before anything is timed, and ``run(count)`` does the task ``count`` times and returns the
+seconds of each.
 """
 
+import itertools
 import time
 from collections.abc import Callable
+
+from fastrnn.bench import workload
 
 
 def timed(once: Callable[[], object]) -> Callable[[int], list[float]]:
@@ -20,3 +24,13 @@ def timed(once: Callable[[], object]) -> Callable[[int], list[float]]:
         return seconds
 
     return run
+
+
+def training(
+    task: workload.Task, step: Callable[[workload.Array, workload.Array], object]
+) -> Callable[[int], list[float]]:
+    """A ``run`` of training iterations, or of epochs; ``step`` takes features (N,D), captions (N,T+1)."""
+    if task.kind == "epoch":
+        return timed(lambda: [step(*batch) for batch in workload.epoch(task)])
+    batches = itertools.cycle(workload.batches(task))
+    return timed(lambda: step(*next(batches)))

@@ -1,26 +1,60 @@
-"""A competitor in a process of its own: ``python -m bench.peers MODULE [ARGUMENT]``.
+"""A competitor in a process of its own: ``python -m fastrnn.bench.peers THREADS MODULE [ARGUMENT]``.
 
-Reads a task as JSON, answers with JSON; then each number that it reads is a turn of so many repetitions.
+Reads lines of JSON and answers each with one: ``{"task": [...]}`` starts a task and gives its answer,
+``{"count": n}`` does it so many times and gives the seconds of each, and the bytes by which the process was
+larger at most than before the task started (null where the system does not tell).
 """
 
+import ctypes
+import gc
 import importlib
 import json
 import os
 import sys
+from pathlib import Path
 
-from bench.workload import Task
+from fastrnn.bench import workload
+
+STATUS = Path("/proc/self/status")
+
+
+def memory(label: str) -> int | None:
+    """Bytes of this process now (VmRSS), or at most since :func:`forget_peak` (VmHWM)."""
+    if not STATUS.exists():
+        return None
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(label))
+    return 1024 * int(line.split()[1])
+
+
+def forget_peak() -> None:
+    """Give back what is free, and let the peak begin anew."""
+    gc.collect()
+    if STATUS.exists():
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
-    """Serve one task."""
-    module, *arguments = sys.argv[1:]
-    task = Task(**json.loads(sys.stdin.readline()))
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
-    answer, run = importlib.import_module(f"bench.peers.{module}").start(task, *arguments)
-    print(json.dumps({"answer": answer}), flush=True)
+    """Serve tasks until there is no more input."""
+    threads, module, *arguments = sys.argv[1:]
+    if hasattr(os, "sched_setaffinity"):  # before any library counts the cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
+    peer = importlib.import_module(f"fastrnn.bench.peers.{module}")
+    run = before = None
     for line in sys.stdin:
-        print(json.dumps({"seconds": run(int(line))}), flush=True)
+        request = json.loads(line)
+        if "task" in request:
+            run = None  # and all that it holds
+            task = workload.Task(*request["task"])
+            workload.batches(task)
+            forget_peak()
+            before = memory("VmRSS")
+            answer, run = peer.start(task, *arguments)
+            reply = {"answer": answer}
+        else:
+            seconds, peak = run(request["count"]), memory("VmHWM")
+            reply = {"seconds": seconds, "memory": None if peak is None else peak - before}
+        print(json.dumps(reply), flush=True)
 
 
 main()

@@ -6,23 +6,45 @@ import time
 import numpy as np
 
 import fastrnn
-from bench import workload
-from bench.peers import timed
+from fastrnn.bench import workload
+from fastrnn.bench.peers import timed
 
 
 def start(task, backend):
     """Compete in any task."""
     fastrnn.use_backend(backend)
     fastrnn.set_num_threads(task.threads)
-    tasks = {"train": _train, "layer": _layer, "ragged": _layer, "decode": _decode, "product": _product}
-    return tasks[task.kind](task)
+    return {
+        "train": _train,
+        "forward": _forward,
+        "epoch": _epoch,
+        "layer": _layer,
+        "ragged": _layer,
+        "decode": _decode,
+        "product": _product,
+    }[task.kind](task)
+
+
+def _solver(task, data, **settings):
+    model = workload.model(task)
+    loss, _ = model.loss(*workload.batches(task)[0])
+    return loss, fastrnn.CaptioningSolver(
+        model,
+        data,
+        update_rule="adam",
+        optim_config={"learning_rate": 1e-3},
+        batch_size=task.N,
+        verbose=False,
+        **settings,
+    )
+
+
+class Enough(Exception):
+    """Raised after the iterations that a turn is for."""
 
 
 def _train(task):
     """Iterations of CaptioningSolver.train on minibatches drawn as those of all others."""
-    model = workload.model(task.cell)
-    loss, _ = model.loss(*workload.batches(task.N)[0])
-    np.random.seed(workload.SEED)
     moments = []
     wanted = 0
 
@@ -31,10 +53,8 @@ def _train(task):
         if len(moments) > wanted:
             raise Enough
 
-    solver = fastrnn.CaptioningSolver(
-        model, workload.data(), update_rule="adam", optim_config={"learning_rate": 1e-3}, batch_size=task.N,
-        verbose=False, on_step=on_step,
-    )  # fmt: skip
+    loss, solver = _solver(task, workload.data(task.V, task.T), on_step=on_step)
+    np.random.seed(workload.SEED)
 
     def run(count):
         nonlocal wanted
@@ -47,13 +67,19 @@ def _train(task):
     return loss, run
 
 
-class Enough(Exception):
-    """Raised after the iterations that a turn is for."""
+def _epoch(task):
+    loss, solver = _solver(task, workload.native_data(task), num_epochs=1)
+    return loss, timed(solver.train)
+
+
+def _forward(task):
+    model, batch = workload.model(task), workload.batches(task)[0]
+    return model.evaluate_loss(*batch), timed(lambda: model.evaluate_loss(*batch))
 
 
 def _layer(task):
-    x, h0, params, dh = workload.layer(task.N)
-    lengths = workload.lengths(task.N) if task.kind == "ragged" else None
+    x, h0, params, dh = workload.layer(task)
+    lengths = workload.lengths(task) if task.kind == "ragged" else None
 
     def once():
         h, cache = fastrnn.layers.lstm_forward(x, h0, *params, lengths=lengths)
@@ -63,8 +89,8 @@ def _layer(task):
 
 
 def _decode(task):
-    model = workload.model(task.cell)
-    features, _ = workload.batches(task.N)[0]
+    model = workload.model(task)
+    features, _ = workload.batches(task)[0]
 
     def once():
         return model.sample(features, workload.DECODED)
@@ -73,7 +99,7 @@ def _decode(task):
 
 
 def _product(task):
-    h, Wh = workload.recurrent_product(task.cell, task.N)
+    h, Wh = workload.recurrent_product(task)
     kernels, work = fastrnn.backend.kernels_and_work()
     packed, b = kernels.pack(Wh, 1, kernels.make_work()), np.zeros(Wh.shape[1], Wh.dtype)
     out = np.empty((task.N, Wh.shape[1]), Wh.dtype)

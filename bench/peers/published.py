@@ -1,17 +1,21 @@
 """Plain NumPy, the way the exercises are usually solved: a boolean mask in the sigmoid, products step by step
 over whole batches, ``hstack`` of the gates, ``np.add.at``, and Adam with temporaries."""
 
-import itertools
-
 import numpy as np
 
-from bench import workload
-from bench.peers import timed
+from fastrnn.bench import workload
+from fastrnn.bench.peers import timed, training
 
 
 def start(task):
-    """Compete in training, decoding and the product alone."""
-    return {"train": _train, "decode": _decode, "product": _product}[task.kind](task)
+    """Compete in all but the layer alone."""
+    return {
+        "train": _train,
+        "forward": _forward,
+        "epoch": _train,
+        "decode": _decode,
+        "product": _product,
+    }[task.kind](task)
 
 
 def sigmoid(x):
@@ -59,8 +63,8 @@ def rnn_step_backward(dh, cache):
     return da.dot(Wx.T), da.dot(Wh.T), x.T.dot(da), prev_h.T.dot(da), da.sum(axis=0)
 
 
-def loss(params, features, captions, cell):
-    """Loss and gradients of the captioning model."""
+def loss(params, features, captions, cell, gradients=True):
+    """Loss and gradients of the captioning model; without ``gradients`` the loss alone."""
     inputs, targets = captions[:, :-1], captions[:, 1:]
     mask = targets != 0
     N, T = inputs.shape
@@ -83,6 +87,8 @@ def loss(params, features, captions, cell):
     p /= np.sum(p, axis=1, keepdims=True)
     every = np.arange(N * T)
     total = -np.sum(weight * np.log(p[every, y])) / N
+    if not gradients:
+        return total
     dscores = p.copy()
     dscores[every, y] -= 1
     dscores /= N
@@ -118,22 +124,30 @@ def adam(w, dw, config):
 
 
 def _train(task):
-    params = dict(workload.model(task.cell).params)
+    params = dict(workload.model(task).params)
     configs = {name: {"t": 0, "m": np.zeros_like(w), "v": np.zeros_like(w)} for name, w in params.items()}
-    answer = float(loss(params, *workload.batches(task.N)[0], task.cell)[0])
-    batches = itertools.cycle(workload.batches(task.N))
+    answer = float(loss(params, *workload.batches(task)[0], task.cell)[0])
 
-    def once():
-        _, grads = loss(params, *next(batches), task.cell)
+    def step(features, captions):
+        _, grads = loss(params, features, captions, task.cell)
         for name, w in params.items():
             params[name] = adam(w, grads[name], configs[name])
 
-    return answer, timed(once)
+    return answer, training(task, step)
+
+
+def _forward(task):
+    params, batch = workload.model(task).params, workload.batches(task)[0]
+
+    def once():
+        return float(loss(params, *batch, task.cell, gradients=False))
+
+    return once(), timed(once)
 
 
 def _decode(task):
-    params = workload.model(task.cell).params
-    features, _ = workload.batches(task.N)[0]
+    params = workload.model(task).params
+    features, _ = workload.batches(task)[0]
 
     def once():
         captions = np.zeros((task.N, workload.DECODED), np.int32)
@@ -153,7 +167,7 @@ def _decode(task):
 
 
 def _product(task):
-    h, Wh = workload.recurrent_product(task.cell, task.N)
+    h, Wh = workload.recurrent_product(task)
 
     def once():
         return h.dot(Wh)

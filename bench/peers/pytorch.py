@@ -1,10 +1,8 @@
 """PyTorch: nn.Embedding, nn.LSTM or nn.RNN, two Linear layers, fused Adam.
 
 Three modes: ``padded``; ``packed`` (a PackedSequence, and the vocabulary on its live positions); ``live``
-(padded, with the vocabulary on live positions only).
+(padded, with the vocabulary on live positions only). With ``bfloat16`` the forward pass is under autocast.
 """
-
-import itertools
 
 import numpy as np
 import torch
@@ -12,16 +10,24 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from bench import workload
-from bench.peers import timed
+from fastrnn.bench import workload
+from fastrnn.bench.peers import timed, training
+
+torch.set_num_interop_threads(1)
 
 
-def start(task, mode):
+def start(task, mode, dtype="float32"):
     """Compete in any task."""
     torch.set_num_threads(task.threads)
-    torch.set_num_interop_threads(1)
-    tasks = {"train": _train, "layer": _layer, "ragged": _layer, "decode": _decode, "product": _product}
-    return tasks[task.kind](task, mode)
+    return {
+        "train": _train,
+        "forward": _forward,
+        "epoch": _train,
+        "layer": _layer,
+        "ragged": _layer,
+        "decode": _decode,
+        "product": _product,
+    }[task.kind](task, mode, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"))
 
 
 def _reordered(w):
@@ -44,14 +50,14 @@ def _recurrent(cell, params):
 
 
 class Captioner(nn.Module):
-    def __init__(self, cell):
+    def __init__(self, task):
         super().__init__()
-        params = workload.model(cell).params
-        self.cell = cell
+        params = workload.model(task).params
+        self.cell = task.cell
         self.embed = nn.Embedding.from_pretrained(torch.from_numpy(params["W_embed"]), freeze=False)
-        self.recurrent = _recurrent(cell, (params["Wx"], params["Wh"], params["b"]))
-        self.project = nn.Linear(workload.D, workload.H)
-        self.vocabulary = nn.Linear(workload.H, workload.V)
+        self.recurrent = _recurrent(task.cell, (params["Wx"], params["Wh"], params["b"]))
+        self.project = nn.Linear(workload.D, task.H)
+        self.vocabulary = nn.Linear(task.H, task.V)
         with torch.no_grad():
             for layer, name in ((self.project, "proj"), (self.vocabulary, "vocab")):
                 layer.weight.copy_(torch.from_numpy(params[f"W_{name}"].T.copy()))
@@ -84,27 +90,38 @@ def _tensors(batch):
     return torch.from_numpy(features), torch.from_numpy(captions).long()
 
 
-def _train(task, mode):
-    model = Captioner(task.cell)
+def _train(task, mode, autocast):
+    model = Captioner(task)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    with torch.no_grad():
-        answer = model(*_tensors(workload.batches(task.N)[0]), mode).item()
-    batches = itertools.cycle(workload.batches(task.N))
+    with torch.no_grad(), autocast:
+        answer = model(*_tensors(workload.batches(task)[0]), mode).item()
 
-    def once():
+    def step(*batch):
         optimiser.zero_grad(set_to_none=True)
-        loss = model(*_tensors(next(batches)), mode)
+        with autocast:
+            loss = model(*_tensors(batch), mode)
         loss.backward()
         optimiser.step()
         return loss.item()
 
-    return answer, timed(once)
+    return answer, training(task, step)
 
 
-def _layer(task, mode):
-    x, h0, params, dh = workload.layer(task.N)
+def _forward(task, mode, autocast):
+    model = Captioner(task).eval()
+    batch = workload.batches(task)[0]
+
+    def once():
+        with torch.inference_mode(), autocast:
+            return model(*_tensors(batch), mode).item()
+
+    return once(), timed(once)
+
+
+def _layer(task, mode, autocast):
+    x, h0, params, dh = workload.layer(task)
     layer = _recurrent("lstm", params)
-    lengths = workload.lengths(task.N) if task.kind == "ragged" else None
+    lengths = workload.lengths(task) if task.kind == "ragged" else None
     x_, h0_, dh_ = (torch.from_numpy(a) for a in (x, h0, dh))
     x_.requires_grad_()
     h0_.requires_grad_()
@@ -114,10 +131,10 @@ def _layer(task, mode):
             tensor.grad = None
         state = h0_[None], torch.zeros_like(h0_)[None]
         if mode == "packed":
-            given = workload.STEPS * np.ones(task.N, int) if lengths is None else lengths
+            given = task.T * np.ones(task.N, int) if lengths is None else lengths
             packed = pack_padded_sequence(x_, torch.from_numpy(given), batch_first=True, enforce_sorted=False)
             h, _ = nn.utils.rnn.pad_packed_sequence(
-                layer(packed, state)[0], batch_first=True, total_length=workload.STEPS
+                layer(packed, state)[0], batch_first=True, total_length=task.T
             )
         else:
             h, _ = layer(x_, state)
@@ -127,9 +144,9 @@ def _layer(task, mode):
     return workload.summary(once(), lengths), timed(once)
 
 
-def _decode(task, mode):
-    model = Captioner(task.cell).eval()
-    features = torch.from_numpy(workload.batches(task.N)[0][0])
+def _decode(task, mode, autocast):
+    model = Captioner(task).eval()
+    features = torch.from_numpy(workload.batches(task)[0][0])
 
     @torch.no_grad()
     def once():
@@ -145,8 +162,8 @@ def _decode(task, mode):
     return once()[:, :5].tolist(), timed(once)
 
 
-def _product(task, mode):
-    h, Wh = map(torch.from_numpy, workload.recurrent_product(task.cell, task.N))
+def _product(task, mode, autocast):
+    h, Wh = map(torch.from_numpy, workload.recurrent_product(task))
     out = torch.empty(task.N, Wh.shape[1])
 
     def once():
