@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fastrnn import files
 from fastrnn.bench import compare
 from fastrnn.bench.cases import BENCHMARKED, CASES
@@ -120,9 +122,9 @@ def page(results: Results, kernels: list[compare.Run]) -> Iterator[str]:
     yield (
         "Median of all turns; how many times as long as fastrnn's Cython kernels it took, and the least and"
         " greatest of single turns; and which fraction of the time is the floor: the task's live,"
-        " de-duplicated products at the rate of OpenBLAS on cubes of 2,048, measured in the same turns, or the"
-        " arrays that it cannot do without, from the last cache. bfloat16 computes something coarser, and is"
-        " apart."
+        " de-duplicated products at the rate of OpenBLAS on cubes of 2,048, measured in the same turns, or"
+        " the arrays that it cannot do without, from the last cache. bfloat16 computes something coarser, and"
+        " comes last."
     )
     yield ""
     for outcome in results.outcomes:
@@ -231,14 +233,18 @@ def _memory(results: Results) -> Iterator[str]:
 
 
 def _kernels(runs: list[compare.Run]) -> Iterator[str]:
+    times = compare.medians(runs)
+    apart = [max(each) / min(each) - 1 for each in times.values()]
+    half, most = np.quantile(apart, [0.5, 0.9])
     yield "## Single kernels"
     yield ""
     yield (
-        f"How many times as fast as the NumPy reference, by medians of {len(runs)} runs of pytest-benchmark;"
-        " Cython, then Numba. The files `kernels-*.json` have every figure."
+        f"How many times as fast as the NumPy reference, by medians of {len(runs)} runs of"
+        " pytest-benchmark; Cython, then Numba. The times of a benchmark in these runs are"
+        f" {half:.0%} apart or less for half of them, {most:.0%} for nine in ten. The files `kernels-*.json`"
+        " have every figure."
     )
     yield ""
-    times = compare.medians(runs)
 
     def speedups(kernel: str, size: str, dtype: str) -> str:
         *ours, reference = (median(times, kernel, size, dtype, backend) for backend in BACKENDS)

@@ -20,9 +20,9 @@ from fastrnn.bench.workload import Task
 
 NS = (25, 100, 256)
 TURNS = 4
-SWEEPS = {"N": (10,), "T": (8, 32, 64), "H": (128, 256, 1024), "V": (4000, 10_000)}
+SWEEPS = {"N": (10,), "T": (8, 32), "H": (128, 256, 1024), "V": (4000, 10_000)}
 STAGES = Task("train", threads=2)
-MEMORY = (Task("train", N=100, threads=2), Task("train", N=256, threads=2, V=10_000))
+MEMORY = (Task("train", N=100, threads=2), Task("train", N=100, threads=2, V=10_000))
 
 
 class Group(NamedTuple):
