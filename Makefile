@@ -31,7 +31,7 @@ bench: $(VENV)/raced
 # "make bench" or an older build/bench of the same machine.
 SAVED ?= bench/results
 bench-compare: $(VENV)/installed
-	test -d "$(SAVED)"
+	ls "$(SAVED)"/kernels-*.json
 	rm -rf build/bench
 	$(call time-kernels,build/bench)
 	$(BIN)/python -m fastrnn.bench.compare "$(SAVED)" build/bench
@@ -74,7 +74,7 @@ $(VENV)/raced: $(SOURCES)
 	@echo "installing fastrnn and its competitors into $(VENV), which takes some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --editable '.[all,test,lint,race]' || \
-		{ echo "not all competitors can be installed here; those that are missing will be skipped"; \
+		{ echo "the competitors cannot all be installed here: those that are not will be skipped"; \
 		$(BIN)/pip install --quiet --editable '.[all,test,lint]'; }
 	touch $(VENV)/installed $@
 

@@ -1,7 +1,6 @@
 """What the benchmarks ran on: processor, libraries, captions, and the machine's own speeds."""
 
 import importlib.metadata
-import os
 import platform
 import statistics
 from contextlib import closing
@@ -10,18 +9,12 @@ from typing import Any
 
 from fastrnn import backend
 from fastrnn.bench import workload
-from fastrnn.bench.peers.roof import CUBE_FLOPS
 from fastrnn.bench.race import SECONDS, Competitor
-from fastrnn.bench.workload import Task
+from fastrnn.bench.workload import CUBE_FLOPS, Task
 
 LIBRARIES = ("numpy", "scipy", "numba", "cython", "torch", "jax", "onnxruntime")
 CPUINFO = Path("/proc/cpuinfo")
 TRIADS = {"memory": 2**30, "last cache": 2**24}  # bytes that they move
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe() -> dict[str, str]:
@@ -34,8 +27,9 @@ def describe() -> dict[str, str]:
     cpu = {key.strip(): value.strip() for key, value in cpu.items()}
     flags = [flag for flag in cpu.get("flags", "").split() if flag.startswith(("sse4", "avx", "fma", "amx"))]
     config = backend.config()
+    model = cpu.get("model name", platform.processor() or platform.machine())
     return {
-        "processor": f"{cpu.get('model name', platform.processor() or platform.machine())}, {cores()} cores",
+        "processor": f"{model}, {backend.physical_cores()} cores",
         "features": " ".join(sorted(flags)) or "not known",
         "instruction set": config["isa"],
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -60,7 +54,7 @@ def roofs(threads: int) -> dict[str, float]:
             process.ask(task=Task("product", threads=threads))
             process.reply()
             first = min(process.turn(3)[0])
-            seconds = statistics.median(process.turn(max(5, round(4 * SECONDS / first)))[0])
+            seconds = statistics.median(process.turn(max(5, round(2 * SECONDS / first)))[0])
         found[name] = (CUBE_FLOPS if argument == "cube" else float(argument)) / seconds
     return found
 

@@ -38,7 +38,7 @@ def renew(readme: Path, shown: Iterable[str]) -> None:
 
 def summary(results: Results, directory: Path) -> Iterator[str]:
     """What the README shows: pictures and goals."""
-    yield f"Measured on {results.machine['processor']} ({results.machine['instruction set'].split()[0]})."
+    yield f"Measured on {results.machine['processor']}; {results.machine['system']}."
     yield ""
     for name, text in PICTURES.items():
         yield f"![{text}]({(directory / name).as_posix()})"
@@ -122,9 +122,9 @@ def page(results: Results, kernels: list[compare.Run]) -> Iterator[str]:
     yield (
         "Median of all turns; how many times as long as fastrnn's Cython kernels it took, and the least and"
         " greatest of single turns; and which fraction of the time is the floor: the task's live,"
-        " de-duplicated products at the rate of OpenBLAS on cubes of 2,048, measured in the same turns, or"
-        " the arrays that it cannot do without, from the last cache. bfloat16 computes something coarser, and"
-        " comes last."
+        " de-duplicated products at the rate of NumPy's BLAS on cubes of 2,048, measured in the same turns,"
+        " or the arrays that it cannot do without, from the last cache. bfloat16 computes something coarser,"
+        " and comes last."
     )
     yield ""
     for outcome in results.outcomes:
@@ -145,7 +145,7 @@ def _outcome(outcome: Outcome, floor: float) -> Iterator[str]:
     yield ""
     names = [name for name in results if name != CUBE and name not in BFLOAT16]
     names += [name for name in results if name in BFLOAT16]
-    first = CYTHON if CYTHON in results else names[0]
+    first = CYTHON if CYTHON in results else next(iter(names), CUBE)
     yield from table(
         ["", "ms", "times as long", "floor / time"],
         (
@@ -166,7 +166,7 @@ def _outcome(outcome: Outcome, floor: float) -> Iterator[str]:
 def _roofs(results: Results, runs: list[compare.Run]) -> Iterator[str]:
     yield "## The machine's limits"
     yield ""
-    yield "Products of 2,048-cubes by OpenBLAS, and STREAM's triad over 1 GiB and over 16 MiB."
+    yield "Products of 2,048-cubes by NumPy's BLAS, and STREAM's triad over 1 GiB and over 16 MiB."
     yield ""
     yield from table(
         ["threads", "products, GFLOP/s", "memory, GB/s", "last cache, GB/s"],
@@ -217,7 +217,7 @@ def _memory(results: Results) -> Iterator[str]:
     yield ""
     yield (
         "By how many MiB a process that trains is larger at its peak than before it had a model: parameters,"
-        " Adam's state, gradients, activations and scratch."
+        " Adam's state, gradients, activations and scratch; Numba's has its compiler in it."
     )
     yield ""
     names = [name for name in results.memory[0].results if name != CUBE] if results.memory else []
@@ -254,10 +254,10 @@ def _kernels(runs: list[compare.Run]) -> Iterator[str]:
 
     for dtype in ("float32", "float64"):
         sizes = [size for size in BENCHMARKED if median(times, "adam", size, dtype, "numpy") is not None]
-        yield from table(
-            [dtype, *sizes], ([f"`{k}`", *(speedups(k, size, dtype) for size in sizes)] for k in CASES)
-        )
-    yield "Milliseconds of a call in the steady state, and of the first call, at N100 in float32:"
+        rows = ([f"`{kernel}`", *(speedups(kernel, size, dtype) for size in sizes)] for kernel in CASES)
+        yield from table([dtype, *sizes], rows)
+    yield "Milliseconds of a call in the steady state, at N100 in float32, and of the first call of a process, at"
+    yield "toy size, which compiles or loads what was compiled:"
     yield ""
     first = {b["fullname"]: b["extra_info"]["first call, s"] for run in runs[:1] for b in run.benchmarks}
 
@@ -265,8 +265,8 @@ def _kernels(runs: list[compare.Run]) -> Iterator[str]:
         steady = median(times, kernel, "N100", "float32", backend)
         if steady is None:
             return "none"
-        began = first[f"bench/test_kernels.py::test_kernel[{kernel}-N100-float32-{backend}]"]
-        return f"{1e3 * steady:.3f}, {1e3 * began:.1f}"
+        began = first.get(f"bench/test_kernels.py::test_kernel[{kernel}-toy-float32-{backend}]")
+        return f"{1e3 * steady:.3f}" + (f", {1e3 * began:.2f}" if began is not None else "")
 
     yield from table(
         ["", *BACKENDS], ([f"`{k}`", *(milliseconds(k, backend) for backend in BACKENDS)] for k in CASES)

@@ -29,6 +29,11 @@ def draw(results: Results, directory: Path) -> None:
     _stages(results, directory / STAGES)
 
 
+def _threads(results: Results) -> int:
+    """On how many threads the published sizes were raced in: two, where there are two cores."""
+    return 2 if any(outcome.task.threads == 2 for outcome in results.outcomes) else 1
+
+
 def _colour(name: str) -> str:
     if name in OURS:
         return BLUE
@@ -37,8 +42,11 @@ def _colour(name: str) -> str:
 
 def _speedups(results: Results, path: Path) -> None:
     """Bars of speed-ups over plain NumPy, with the extremes of single turns."""
+    threads = _threads(results)
     raced = [
-        o for N in (25, 100, 256) if (o := results.of(Task("train", N=N, threads=2))) and PLAIN in o.results
+        o
+        for N in (25, 100, 256)
+        if (o := results.of(Task("train", N=N, threads=threads))) and PLAIN in o.results
     ]
     figure = images.new_figure(4 * max(len(raced), 1) + 1.6, 4.2)
     for column, (task, of, *_) in enumerate(raced):
@@ -64,7 +72,7 @@ def _speedups(results: Results, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("times as fast as plain NumPy", fontsize=9)
     figure.suptitle(
-        "A training iteration of an LSTM captioner, 2 threads (bfloat16 computes something coarser)",
+        f"A training iteration of an LSTM captioner, {threads} threads (bfloat16 computes something coarser)",
         fontsize=11,
     )
     figure.tight_layout()
@@ -110,20 +118,22 @@ def _roofline(results: Results, runs: list[compare.Run], path: Path) -> None:
 def _scaling(results: Results, path: Path) -> None:
     """Time of a training iteration by each size, and by threads."""
     figure = images.new_figure(12, 6.5)
-    centre = Task("train", threads=2)
+    centre = Task("train", threads=_threads(results))
     panels: list[tuple[str, str, list[Task]]] = []
     trained = [o.task for o in results.outcomes if o.task.kind == "train" and o.task.cell == "lstm"]
     for size, label in SIZES.items():
         others = centre._replace(**{size: 0})
         panels.append((size, label, [t for t in trained if t._replace(**{size: 0}) == others]))
-    panels.append(("threads", "threads", [t for t in trained if t._replace(threads=2) == centre]))
+    panels.append(
+        ("threads", "threads", [t for t in trained if t._replace(threads=centre.threads) == centre])
+    )
     for number, (size, label, tasks) in enumerate(panels, 1):
         axes = figure.add_subplot(2, 3, number)
         tasks.sort(key=lambda task: getattr(task, size))
-        lines: dict[str, list[Any]] = {"fastrnn cython": [], "PyTorch, best of its modes": []}
+        lines: dict[str, list[Any]] = {"fastrnn cython": [], "PyTorch, packed or live": []}
         for task in tasks:
             of = results.of(task).results  # type: ignore[union-attr]
-            best = [of[name].median for name in PYTORCH if name in of]
+            best = [of[name].median for name in ("PyTorch packed", "PyTorch live") if name in of]
             for name, seconds in zip(
                 lines, (of[CYTHON].median if CYTHON in of else None, min(best, default=None)), strict=True
             ):
@@ -149,7 +159,7 @@ def _scaling(results: Results, path: Path) -> None:
     axes.axis("off")
     axes.legend(*figure.axes[0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.suptitle(
-        "An LSTM's training iteration; N=100, T=16, H=512, V=1004, 2 threads but for what is varied",
+        f"An LSTM's training iteration; N=100, T=16, H=512, V=1004, {centre.threads} threads where not varied",
         fontsize=11,
     )
     figure.tight_layout()
@@ -174,7 +184,7 @@ def _stages(results: Results, path: Path) -> None:
         axes.barh(backends, widths, left=left, label=stage, color=f"C{number}")
         left += widths
     axes.set_title("Where the time of a training iteration goes", fontsize=11)
-    axes.set_xlabel("ms (LSTM, N=100, 2 threads)")
+    axes.set_xlabel(f"ms (LSTM, N=100, {_threads(results)} threads)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     figure.tight_layout()

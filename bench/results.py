@@ -10,9 +10,8 @@ import numpy as np
 
 from fastrnn import files
 from fastrnn.bench import cases, compare, workload
-from fastrnn.bench.peers.roof import CUBE_FLOPS
 from fastrnn.bench.race import CUBE, PLAIN, PYTORCH, Outcome, Ratio, Result, ratio
-from fastrnn.bench.workload import Task
+from fastrnn.bench.workload import CUBE_FLOPS, Task
 
 TASKS = "tasks.json"
 CYTHON, NUMBA, NUMPY = "fastrnn cython", "fastrnn numba", "fastrnn numpy"
@@ -93,10 +92,9 @@ def median(times: dict[str, list[float]], kernel: str, size: str, dtype: str, ba
 
 
 def roofs_of(results: Results, runs: list[compare.Run]) -> tuple[int, dict[str, float]]:
-    """On how many threads the kernels ran, and the machine's limits on as many, or on the most measured."""
+    """On how many threads the kernels ran, and the machine's limits on as many."""
     threads = runs[0].benchmarks[0]["extra_info"]["threads"]
-    measured = {int(n): of for n, of in results.roofs.items()}
-    return threads, measured.get(threads, measured[max(measured)])
+    return threads, results.roofs[str(threads)]
 
 
 def roofline(results: Results, runs: list[compare.Run]) -> list[Roofed]:

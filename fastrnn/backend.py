@@ -1,6 +1,7 @@
 """The only door to the kernels: which backend computes, and on how many threads.
 
-Nothing else in fastrnn imports a kernel module, reads ``FASTRNN_*`` or calls threadpoolctl.
+Nothing else in fastrnn imports a kernel module, reads ``FASTRNN_*`` or calls threadpoolctl, but for the
+benchmarks, which compare kernels and look for real captions.
 """
 
 import functools
@@ -327,7 +328,7 @@ def _apply_threads(name: str) -> None:
     if asked is None and (value := os.environ.get("FASTRNN_NUM_THREADS")):
         asked = _thread_count(value, "FASTRNN_NUM_THREADS")
     _apply_blas_threads(asked, for_numba=name == "numba")
-    module, wanted = _module(name), asked or _physical_cores()
+    module, wanted = _module(name), asked or physical_cores()
     if hasattr(module, "set_num_threads") and _applied_threads.get(name) != wanted:
         module.set_num_threads(wanted)
         _applied_threads[name] = wanted
@@ -374,8 +375,8 @@ def _limit_blas(path: str, n: int) -> None:
 
 
 @functools.cache
-def _physical_cores() -> int:
-    """The physical cores that this process may use, by its affinity and by the quota of its control group."""
+def physical_cores() -> int:
+    """How many physical cores this process may use, by its affinity and by the quota of its control group."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = set()

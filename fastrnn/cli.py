@@ -255,8 +255,12 @@ def bench() -> None:
     """Race training and captions against PyTorch, JAX and plain NumPy, whoever is installed: a minute."""
     from fastrnn.bench import report
 
-    for line in report.short():
-        print(line, flush=True)
+    try:
+        for line in report.short():
+            print(line, flush=True)
+    except RuntimeError as error:
+        print(f"fastrnn: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 @cache_app.command("clear")

@@ -371,7 +371,7 @@ def _transposed_times(x, y, out, part, add):
 def pack(W, gates, work):
     """W in blocks, the gates of a block side by side: a flat array to be passed in place of W."""
     blocks = work.array("packed", (W.size,), W.dtype)
-    _pack(float(W.size), W, gates, blocks)
+    _pack(8.0 * W.size, W, gates, blocks)
     return blocks
 
 

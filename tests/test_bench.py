@@ -12,14 +12,13 @@ import pytest
 from PIL import Image
 
 import fastrnn
-from fastrnn import cli
+from fastrnn import backend, cli
 from fastrnn.bench import cases, compare, machine, page, pictures, race, report, test_kernels
 from fastrnn.bench.cases import BENCHMARKED, CASES, make_case
 from fastrnn.bench.peers import stages
-from fastrnn.bench.peers.roof import CUBE_FLOPS
 from fastrnn.bench.race import CUBE, PLAIN, Outcome, Result
 from fastrnn.bench.results import Results, goals, of_floor
-from fastrnn.bench.workload import Cost, Task
+from fastrnn.bench.workload import CUBE_FLOPS, Cost, Task
 from fastrnn.kernels import numpy_kernels
 
 ROOT = Path(__file__).parents[1]
@@ -103,20 +102,28 @@ def test_a_kernel_that_became_slower_is_named(tmp_path):
 
 def test_changes_within_the_spread_are_none():
     """Runs of the same are up to a tenth apart, those of a lucky benchmark as well when they come again."""
-    before = {"a": [10.0, 11.0], "b": [10.0, 11.0], "c": [10.0, 11.0], "d": [10.0, 10.0], "gone": [1.0]}
-    after = {"a": [12.0, 13.0], "b": [12.5, 13.0], "c": [3.0, 4.0], "d": [10.9, 10.9], "new": [1.0]}
-    assert compare.changes(before, after) == [
-        compare.Change("b", 10.5, 12.75, True),
-        compare.Change("a", 10.5, 12.5, False),
-        compare.Change("d", 10, 10.9, False),
-        compare.Change("c", 10.5, 3.5, True),
-    ]
+    before = {f"a-toy-{i}": [10.0, 11.0] for i in range(5)} | {"lucky-toy": [10.0, 10.0], "gone-toy": [1.0]}
+    after = {f"a-toy-{i}": [11.0, 10.0] for i in range(5)} | {"lucky-toy": [10.9, 10.9], "new-toy": [1.0]}
+    after |= {"a-toy-0": [12.0, 13.0], "a-toy-1": [12.5, 13.0], "a-toy-2": [3.0, 3.2]}
+    found = compare.changes(before, after)
+    assert [change.name for change in found if change.beyond_spread] == ["a-toy-1", "a-toy-2"]
+    assert found[0] == compare.Change("a-toy-1", 10.5, 12.75, True)
+    assert found[-1] == compare.Change("a-toy-2", 10.5, 3.1, True)
+    assert len(found) == 6
+
+
+def test_what_all_benchmarks_of_a_size_share_is_the_machines():
+    before = {f"a-{size}-{i}": [1.0, 1.01] for size in ("toy", "N25") for i in range(9)}
+    after = {name: [1.2 * t if "toy" in name else t for t in times] for name, times in before.items()}
+    after["a-toy-3"] = [1.8, 1.81]
+    assert compare.shifts(before, after) == pytest.approx({"N25": 1.0, "toy": 1.2})
+    assert [change.name for change in compare.changes(before, after) if change.beyond_spread] == ["a-toy-3"]
 
 
 def test_results_of_another_machine_are_told(tmp_path, capsys):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        benchmark = {"fullname": "a", "stats": {"median": 1.0}}
+        benchmark = {"fullname": "a-toy", "stats": {"median": 1.0}}
         run = {"machine_info": {"processor": name}, "benchmarks": [benchmark]}
         (tmp_path / name / "kernels-1.json").write_text(json.dumps(run))
     with pytest.raises(compare.typer.Exit):
@@ -153,8 +160,8 @@ def test_costs_of_kernels():
 
 
 def outcome(task, **seconds):
-    results = {name.replace("_", " "): Result(s, [s, 1.1 * s], 2**20) for name, s in seconds.items()}
-    everybody = results | {CUBE: Result(0.05, [0.05, 0.05], None)}
+    results = {name.replace("_", " "): Result([s, s], 2**20) for name, s in seconds.items()}
+    everybody = results | {CUBE: Result([0.05, 0.05], None)}
     return Outcome(task, everybody, {"JAX": "jax not installed"}, Cost(CUBE_FLOPS, 2e9))
 
 
@@ -215,7 +222,7 @@ def test_every_goal_belongs_to_a_task_that_is_raced_in():
         for task in raced
     ]
     cells = [cell for goal in goals(Results({}, {}, fake, [], {})) for cell in goal.cells.values()]
-    if machine.cores() >= 2:
+    if backend.physical_cores() >= 2:
         assert all(cell.measured for cell in cells)
 
 
@@ -229,7 +236,7 @@ def small(monkeypatch):
         report.Group([Task("train", N=25, **sizes), Task("forward", N=5, **sizes)], {*race.OURS, PLAIN}, 2),
         report.Group([Task("train", N=25, threads=2, **sizes)], {*race.OURS, PLAIN}, 2),
     ]
-    monkeypatch.setattr(report, "groups", lambda: groups[: machine.cores()])
+    monkeypatch.setattr(report, "groups", lambda: groups[: backend.physical_cores()])
     monkeypatch.setattr(report, "MEMORY", (Task("train", N=5, **sizes),))
     monkeypatch.setattr(report, "STAGES", Task("train", N=5, **sizes))
 

@@ -1,13 +1,14 @@
 """The race: answers are compared before anything is timed, and every competitor can start and do its task."""
 
 import importlib.util
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-import fastrnn
+from fastrnn import backend
 from fastrnn.bench import race, workload
-from fastrnn.bench.race import BFLOAT16, CUBE, OURS, PEERS, PLAIN, PYTORCH, Outcome, Peer, Result
+from fastrnn.bench.race import BFLOAT16, CUBE, OURS, PEERS, PLAIN, Outcome, Peer, Result
 from fastrnn.bench.workload import Task
 
 SMALL = {"T": 4, "E": 6, "H": 8, "V": 30}
@@ -36,7 +37,9 @@ def test_everybody_gives_the_same_answer(cell):
         assert list(outcome.results) == [*names_of(task.kind, WITHOUT_EXTRAS), CUBE]
         assert all(result.median > 0 and len(result.turns) == 2 for result in outcome.results.values())
         lines = list(race.report(outcome))
-        assert lines[0].startswith(f"{task.kind} {cell.upper()} N=25, T=4, E=6, H=8, V=30, 1 thread: floor ")
+        assert lines[0].startswith(
+            f"{task.kind} {cell.upper()} N=25, T=4, E=6, H=8, V=30, 1 thread: products "
+        )
         assert len(lines) == len(outcome.results)
         assert "1.00 (1.00 to 1.00)" in lines[1]
 
@@ -47,7 +50,7 @@ def test_a_competitor_of_the_extra_gives_the_same_answer(package):
         pytest.skip(f"{package} is not installed: pip install 'fastrnn[race]'")
     theirs = {peer.name for peer in PEERS if package in peer.needs}
     for cell in ("lstm", "rnn"):
-        kinds = ["train", "forward", "epoch", "decode"] + ["layer", "ragged"] * (cell == "lstm")
+        kinds = ["train", "forward", "epoch", "decode", "product"] + ["layer", "ragged"] * (cell == "lstm")
         tasks = [Task(kind, cell, 25, 1, **SMALL) for kind in kinds]
         for outcome in race.race(tasks, 1, {*theirs, "fastrnn numpy"}):
             assert outcome.results.keys() - {CUBE, "fastrnn numpy"} == set(
@@ -58,11 +61,12 @@ def test_a_competitor_of_the_extra_gives_the_same_answer(package):
 
 def test_who_is_not_installed_is_skipped_with_a_reason(monkeypatch):
     monkeypatch.setattr(race.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(fastrnn, "available_backends", lambda: ("numpy",))
+    monkeypatch.setattr(backend, "available_backends", lambda: ("numpy",))
     (outcome,) = race.race([Task("forward", N=3, **SMALL)], 1)
     assert list(outcome.results) == ["fastrnn numpy", PLAIN, CUBE]
-    assert outcome.skipped.keys() == {p.name for p in PEERS} - outcome.results.keys()
-    assert outcome.skipped["fastrnn cython"] == "fastrnn was installed without its cython backend"
+    of_this_kind = {peer.name for peer in PEERS if "forward" in peer.kinds}
+    assert outcome.skipped.keys() == of_this_kind - outcome.results.keys()
+    assert "'cython' is not part of this installation" in outcome.skipped["fastrnn cython"]
     assert outcome.skipped["ONNX Runtime"] == "onnx, onnxruntime not installed: pip install 'fastrnn[race]'"
     assert "  JAX                     skipped: jax not installed: pip install 'fastrnn[race]'" in race.report(
         outcome
@@ -74,8 +78,53 @@ def test_who_fails_is_skipped_with_what_it_said(monkeypatch):
     monkeypatch.setattr(race, "PEERS", (*PEERS, broken))
     (outcome,) = race.race([Task("forward", N=3, **SMALL)], 1, {"fastrnn numpy", "broken"})
     assert outcome.skipped == {
-        "broken": "ModuleNotFoundError: No module named 'fastrnn.bench.peers.no_such_module'"
+        "broken": "ModuleNotFoundError: No module named 'fastrnn.bench.peers.no_such_module' (exit code 1)"
     }
+
+
+def test_who_fails_later_is_skipped_from_there_on(tmp_path, monkeypatch):
+    """While it is timed, in the second of two tasks."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from types import ModuleType\n"
+        "module = sys.modules['fastrnn.bench.peers.failing'] = ModuleType('failing')\n"
+        "def start(task):\n"
+        "    from fastrnn.bench.peers import ours\n"
+        "    answer, run = ours.start(task, 'numpy')\n"
+        "    return answer, run if task.N == 3 else lambda count: 1 / 0\n"
+        "module.start = start\n"
+    )
+    failing = Peer("failing", ("failing",), ("forward",))
+    monkeypatch.setattr(race, "PEERS", (*PEERS, failing))
+    tasks = [Task("forward", N=N, **SMALL) for N in (3, 4, 5)]
+    outcomes = list(race.race(tasks, 1, {"fastrnn numpy", "failing"}))
+    assert ["failing" in outcome.results for outcome in outcomes] == [True, False, False]
+    assert [list(outcome.skipped) for outcome in outcomes] == [[], ["failing"], ["failing"]]
+    assert outcomes[1].skipped["failing"].startswith("ZeroDivisionError")
+
+
+def test_repetitions_are_counted_when_it_has_compiled(monkeypatch):
+    """The first call takes a second, later ones a thousandth."""
+
+    class Slow:
+        calls: ClassVar = []
+
+        def turn(self, count):
+            self.calls.append(count)
+            return [1.0 if len(self.calls) == 1 else 1e-3] * count, None
+
+    monkeypatch.setattr(race, "SECONDS", 0.1)
+    assert race._times({"slow": Slow()}, 2)["slow"].median == 1e-3
+    assert Slow.calls == [1, 1, 100, 100, 100]
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": ["foo"]}, {"cell": ["gru"]}, {"only": ["foo"]}, {"kind": ["layer"], "cell": ["rnn"]}]
+)
+def test_unknown_options(options):
+    with pytest.raises(race.typer.BadParameter, match=r"expected|lstm"):
+        race.main(**({"kind": ["train"], "cell": ["lstm"], "n": [3], "threads": [1], "only": None} | options))
 
 
 def test_fastrnn_itself_must_not_fail(monkeypatch):
@@ -104,9 +153,17 @@ def test_bfloat16_may_be_coarser():
 
 
 def test_a_ratio_and_its_spread():
-    results = {"a": Result(2.0, [1.0, 2.0, 3.0], None), "b": Result(4.0, [4.0, 3.0, 5.0], None)}
+    results = {"a": Result([1.0, 2.0, 3.0], None), "b": Result([4.0, 3.0, 5.0], None)}
     assert race.ratio(results, "b", "a") == (2.0, 1.5, 4.0)
     assert race.ratio(results, "a", "a") == (1.0, 1.0, 1.0)
+
+
+def test_turns_of_two_rounds_are_joined():
+    task, cost = Task("train"), workload.Cost(1.0, 1.0)
+    first = Outcome(task, {"a": Result([1.0, 2.0], 7), "gone": Result([1.0], None)}, {}, cost)
+    again = Outcome(task, {"a": Result([3.0, 4.0], 9)}, {"gone": "failed"}, cost)
+    assert race.joined(first, again) == (task, {"a": ([1.0, 2.0, 3.0, 4.0], 7)}, {"gone": "failed"}, cost)
+    assert race.joined(first, again).results["a"].median == 2.5
 
 
 def test_memory_is_that_of_the_task():
@@ -134,7 +191,7 @@ def test_costs_of_tasks(monkeypatch):
     assert workload.cost(task._replace(kind="decode")).flops == 2 * 2 * (
         workload.D * 5 + 30 * (5 * 20 + 5 * 10)
     )
-    assert Outcome(task, {CUBE: Result(2.0, [2.0], None)}, {}, workload.cost(task)).rate == 2048**3
+    assert Outcome(task, {CUBE: Result([2.0], None)}, {}, workload.cost(task)).rate == 2048**3
 
 
 @pytest.mark.parametrize(("V", "T"), [(1004, 16), (5000, 16), (1004, 40)])
@@ -155,4 +212,3 @@ def test_captions_without_the_real_ones(monkeypatch, tmp_path, V, T):
     assert ((drawn == 0).sum(axis=1) == T - ends).all()
     distinct = np.mean([len(np.unique(drawn[i : i + 100, :-1])) for i in range(0, 2000, 100)])
     assert V != 1004 or T != 16 or 260 < distinct < 420  # COCO's have 310 in a hundred captions
-    assert PYTORCH.keys() <= {p.name for p in PEERS}

@@ -5,6 +5,7 @@ Reads lines of JSON and answers each with one: ``{"task": [...]}`` starts a task
 larger at most than before the task started (null where the system does not tell).
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -20,10 +21,8 @@ STATUS = Path("/proc/self/status")
 
 def memory(label: str) -> int | None:
     """Bytes of this process now (VmRSS), or at most since :func:`forget_peak` (VmHWM)."""
-    if not STATUS.exists():
-        return None
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(label))
-    return 1024 * int(line.split()[1])
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(label)), None)
 
 
 def forget_peak() -> None:
@@ -31,7 +30,8 @@ def forget_peak() -> None:
     gc.collect()
     if STATUS.exists():
         getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
             reply = {"answer": answer}
         else:
             seconds, peak = run(request["count"]), memory("VmHWM")
-            reply = {"seconds": seconds, "memory": None if peak is None else peak - before}
+            reply = {"seconds": seconds, "memory": None if None in (peak, before) else peak - before}
         print(json.dumps(reply), flush=True)
 
 

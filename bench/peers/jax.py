@@ -60,7 +60,7 @@ def _train(task):
 
     update = jax.jit(updated, donate_argnums=(0, 1, 2))
     params, t = _params(task), 0
-    answer = float(jax.jit(loss, static_argnums=3)(params, *workload.batches(task)[0], task.cell))
+    batch = workload.batches(task)[0]
     m, v = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
 
     def once(features, captions):
@@ -69,7 +69,8 @@ def _train(task):
         value, params, m, v = update(params, m, v, np.float32(t), features, captions)
         return float(value)
 
-    return answer, training(task, once)
+    before = once(*batch)
+    return [before, float(jax.jit(loss, static_argnums=3)(params, *batch, task.cell))], training(task, once)
 
 
 def _forward(task):

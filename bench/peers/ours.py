@@ -26,9 +26,11 @@ def start(task, backend):
 
 
 def _solver(task, data, **settings):
-    model = workload.model(task)
-    loss, _ = model.loss(*workload.batches(task)[0])
-    return loss, fastrnn.CaptioningSolver(
+    batch, stepped, model = workload.batches(task)[0], workload.model(task), workload.model(task)
+    loss, grads = stepped.loss(*batch)
+    for name, w in stepped.params.items():
+        stepped.params[name], _ = fastrnn.optim.adam(w, grads[name], {"learning_rate": 1e-3})
+    return [loss, stepped.evaluate_loss(*batch)], fastrnn.CaptioningSolver(
         model,
         data,
         update_rule="adam",
@@ -53,7 +55,7 @@ def _train(task):
         if len(moments) > wanted:
             raise Enough
 
-    loss, solver = _solver(task, workload.data(task.V, task.T), on_step=on_step)
+    losses, solver = _solver(task, workload.data(task.V, task.T), on_step=on_step)
     np.random.seed(workload.SEED)
 
     def run(count):
@@ -64,12 +66,12 @@ def _train(task):
             solver.train()
         return np.diff(moments).tolist()
 
-    return loss, run
+    return losses, run
 
 
 def _epoch(task):
-    loss, solver = _solver(task, workload.native_data(task), num_epochs=1)
-    return loss, timed(solver.train)
+    losses, solver = _solver(task, workload.native_data(task), num_epochs=1)
+    return losses, timed(solver.train)
 
 
 def _forward(task):

@@ -126,14 +126,15 @@ def adam(w, dw, config):
 def _train(task):
     params = dict(workload.model(task).params)
     configs = {name: {"t": 0, "m": np.zeros_like(w), "v": np.zeros_like(w)} for name, w in params.items()}
-    answer = float(loss(params, *workload.batches(task)[0], task.cell)[0])
+    batch = workload.batches(task)[0]
 
     def step(features, captions):
-        _, grads = loss(params, features, captions, task.cell)
+        value, grads = loss(params, features, captions, task.cell)
         for name, w in params.items():
             params[name] = adam(w, grads[name], configs[name])
+        return float(value)
 
-    return answer, training(task, step)
+    return [step(*batch), float(loss(params, *batch, task.cell, gradients=False))], training(task, step)
 
 
 def _forward(task):
