@@ -38,8 +38,8 @@ bench-compare: $(VENV)/installed
 
 define time-kernels
 mkdir -p $(1)
-for run in 1 2; do $(BIN)/python -m pytest bench --quiet --benchmark-enable --benchmark-quiet --benchmark-max-time=0.02 \
-	--benchmark-min-rounds=3 --benchmark-json=$(1)/kernels-$$run.json || exit 1; done
+for run in 1 2; do $(BIN)/python -m pytest bench --quiet --benchmark-enable --benchmark-quiet --benchmark-max-time=0.015 \
+	--benchmark-min-rounds=2 --benchmark-json=$(1)/kernels-$$run.json || exit 1; done
 endef
 
 lint: $(VENV)/installed

@@ -217,7 +217,7 @@ def _memory(results: Results) -> Iterator[str]:
     yield ""
     yield (
         "By how many MiB a process that trains is larger at its peak than before it had a model: parameters,"
-        " Adam's state, gradients, activations and scratch; Numba's has its compiler in it."
+        " Adam's state, gradients, activations and scratch."
     )
     yield ""
     names = [name for name in results.memory[0].results if name != CUBE] if results.memory else []
@@ -256,7 +256,7 @@ def _kernels(runs: list[compare.Run]) -> Iterator[str]:
         sizes = [size for size in BENCHMARKED if median(times, "adam", size, dtype, "numpy") is not None]
         rows = ([f"`{kernel}`", *(speedups(kernel, size, dtype) for size in sizes)] for kernel in CASES)
         yield from table([dtype, *sizes], rows)
-    yield "Milliseconds of a call in the steady state, at N100 in float32, and of the first call of a process, at"
+    yield "Milliseconds of a call in the steady state, at N100 in float32, and of a process's first call, at"
     yield "toy size, which compiles or loads what was compiled:"
     yield ""
     first = {b["fullname"]: b["extra_info"]["first call, s"] for run in runs[:1] for b in run.benchmarks}

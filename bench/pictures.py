@@ -159,7 +159,7 @@ def _scaling(results: Results, path: Path) -> None:
     axes.axis("off")
     axes.legend(*figure.axes[0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.suptitle(
-        f"An LSTM's training iteration; N=100, T=16, H=512, V=1004, {centre.threads} threads where not varied",
+        f"An LSTM's training iteration: N=100, T=16, H=512, V=1004, {centre.threads} threads, one varied",
         fontsize=11,
     )
     figure.tight_layout()

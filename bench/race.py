@@ -25,8 +25,8 @@ import fastrnn
 from fastrnn.bench import workload
 from fastrnn.bench.workload import Task
 
-SECONDS = 0.15  # of a turn, about
-PAUSE = 0.05  # seconds between turns, until the threads of the last one sleep
+SECONDS = 0.12  # of a turn, about
+PAUSE = 0.03  # seconds between turns, until the threads of the last one sleep
 # For everybody. glibc hands large arrays back to the system, which clears them before they come again:
 # PyTorch's iterations then take 27 ms in one process and 34 or 50 in the next; with this they take 26.
 # OpenBLAS's threads would spin for a tenth of a second, in the next one's turn; for 2**22 cycles they may.
@@ -172,11 +172,12 @@ class Outcome(NamedTuple):
 def joined(first: Outcome, again: Outcome) -> Outcome:
     """The turns of two races in one task, each in new processes: these differ more than turns do."""
     results = {
-        name: Result(result.turns + again.results[name].turns, result.memory)
+        name: result._replace(turns=result.turns + later.turns)
+        if (later := again.results.get(name))
+        else result
         for name, result in first.results.items()
-        if name in again.results
     }
-    return first._replace(results=results, skipped=first.skipped | again.skipped)
+    return first._replace(results=results)
 
 
 class Ratio(NamedTuple):
@@ -188,8 +189,8 @@ class Ratio(NamedTuple):
 
 
 def ratio(results: dict[str, Result], name: str, to: str) -> Ratio:
-    """How many times as long ``name`` took as ``to``."""
-    each = [one / other for one, other in zip(results[name].turns, results[to].turns, strict=True)]
+    """How many times as long ``name`` took as ``to``, by the turns that both have."""
+    each = [one / other for one, other in zip(results[name].turns, results[to].turns, strict=False)]
     value = results[name].median / results[to].median
     return Ratio(value, min(*each, value), max(*each, value))
 

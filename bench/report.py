@@ -15,8 +15,8 @@ from tqdm import tqdm
 import fastrnn
 from fastrnn import backend
 from fastrnn.bench import compare, machine, page, pictures, race
-from fastrnn.bench.race import OURS, PLAIN, PYTORCH, Outcome
-from fastrnn.bench.results import CYTHON, NUMPY, ROWS, TOY, Results
+from fastrnn.bench.race import PLAIN, PYTORCH, Outcome
+from fastrnn.bench.results import CYTHON, NUMBA, NUMPY, ROWS, TOY, Results
 from fastrnn.bench.workload import Task
 
 NS = (25, 100, 256)
@@ -31,8 +31,7 @@ class Group(NamedTuple):
 
     tasks: list[Task]
     names: Collection[str] | None  # None: everybody
-    turns: int = TURNS
-    rounds: int = 2  # each in new processes
+    again: Collection[str] = ()  # who races a second time, in new processes, in tasks of goals
 
 
 def _threads() -> int:
@@ -52,45 +51,50 @@ def groups() -> list[Group]:
     layers = [Task(kind, N=N, threads=here) for kind in ("layer", "ragged") for N in (25, 100)]
     products = {n: [Task("product", N=N, threads=n) for N in ROWS] for n in {1, here}}
     return [
-        Group([*(Task("train", N=N, threads=here) for N in NS), *kinds], None),
+        Group([*(Task("train", N=N, threads=here) for N in NS), *kinds], None, {*rivals, NUMBA, PLAIN}),
         Group(
             [*(Task("train", "rnn", N, here) for N in NS), *layers, TOY._replace(threads=here)],
             {*rivals, NUMPY},
+            {*rivals, NUMPY},
         ),
-        Group([Task("train", N=N, threads=1) for N in NS], rivals),
-        *(Group(tasks, {CYTHON, PLAIN}) for tasks in products.values()),
-        Group(sweep, rivals - {"PyTorch padded"}, 3, rounds=1),
-        *(Group([Task("train", threads=n)], rivals, 3) for n in threads if n > here),
+        Group([Task("train", N=N, threads=1) for N in NS], rivals, rivals),
+        *(Group(tasks, {CYTHON, PLAIN}, {CYTHON, PLAIN}) for tasks in products.values()),
+        Group(sweep, rivals - {"PyTorch padded"}),
+        *(Group([Task("train", threads=n)], rivals) for n in threads if n > here),
     ]
 
 
+def _goals_tasks(group: Group) -> list[Task]:
+    return [task for task in group.tasks if group.again and task.kind not in ("forward", "epoch")]
+
+
 def measure() -> Results:
-    """Measure it all, which takes some eight minutes. Raises ``RuntimeError`` where an answer is wrong."""
+    """Measure it all, which takes some six minutes. Raises ``RuntimeError`` where an answer is wrong."""
     planned = groups()
     here = _threads()
     backends = fastrnn.available_backends()
-    raced = sum(group.rounds * len(group.tasks) for group in planned)
-    epochs = sum(task.kind == "epoch" for group in planned for task in group.tasks)  # in one round only
-    steps = raced - epochs + len(MEMORY) + len(backends) + 1
+    raced = sum(len(group.tasks) + len(_goals_tasks(group)) for group in planned)
+    steps = raced + len(MEMORY) + len(backends) + 1
     with tqdm(total=steps, unit="task") as bar:
 
         def shown(task: str) -> None:
             bar.set_description_str(task)
 
-        def outcomes(tasks: Collection[Task], turns: int, names: Collection[str] | None) -> Iterator[Outcome]:
-            for outcome in race.race(tasks, turns, names) if tasks else ():
+        def outcomes(tasks: Collection[Task], names: Collection[str] | None) -> Iterator[Outcome]:
+            for outcome in race.race(tasks, TURNS, names) if tasks else ():
                 bar.update()
                 shown(str(outcome.task))
                 yield outcome
 
         found = []
         for group in planned:
-            first = list(outcomes(group.tasks, group.turns, group.names))
-            again = [task for task in group.tasks if task.kind != "epoch"] if group.rounds > 1 else []
-            later = {o.task: o for o in outcomes(again, group.turns, group.names)}
+            first = list(outcomes(group.tasks, group.names))
+            later = {o.task: o for o in outcomes(_goals_tasks(group), group.again)}
             found += [race.joined(o, later[o.task]) if o.task in later else o for o in first]
         # Processes that did nothing before
-        used = [o for task in MEMORY for o in outcomes([task._replace(threads=here)], 1, {*OURS, *PYTORCH})]
+        used = [
+            o for task in MEMORY for o in outcomes([task._replace(threads=here)], {CYTHON, NUMPY, *PYTORCH})
+        ]
         stages = {}
         for name in backends:
             shown(f"stages of the {name} backend")

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 D = 512  # features of an image
 SEED = 231
 BATCHES = 10  # minibatches that training goes round
-EPOCH = 500  # captions of an epoch
+EPOCH = 300  # captions of an epoch
 CUBE_FLOPS = 2 * 2048**3  # of the product that is the machine's roof
 DECODED = 30  # words of a greedy caption
 

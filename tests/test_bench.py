@@ -17,7 +17,7 @@ from fastrnn.bench import cases, compare, machine, page, pictures, race, report,
 from fastrnn.bench.cases import BENCHMARKED, CASES, make_case
 from fastrnn.bench.peers import stages
 from fastrnn.bench.race import CUBE, PLAIN, Outcome, Result
-from fastrnn.bench.results import Results, goals, of_floor
+from fastrnn.bench.results import NUMPY, Results, goals, of_floor
 from fastrnn.bench.workload import CUBE_FLOPS, Cost, Task
 from fastrnn.kernels import numpy_kernels
 
@@ -233,8 +233,8 @@ def small(monkeypatch):
     monkeypatch.setattr(machine, "TRIADS", {"memory": 2**20, "last cache": 2**16})
     sizes = {"T": 4, "E": 6, "H": 8, "V": 30}
     groups = [
-        report.Group([Task("train", N=25, **sizes), Task("forward", N=5, **sizes)], {*race.OURS, PLAIN}, 2),
-        report.Group([Task("train", N=25, threads=2, **sizes)], {*race.OURS, PLAIN}, 2),
+        report.Group([Task("train", N=25, **sizes), Task("forward", N=5, **sizes)], {*race.OURS, PLAIN}),
+        report.Group([Task("train", N=25, threads=2, **sizes)], {*race.OURS, PLAIN}, {NUMPY, PLAIN}),
     ]
     monkeypatch.setattr(report, "groups", lambda: groups[: backend.physical_cores()])
     monkeypatch.setattr(report, "MEMORY", (Task("train", N=5, **sizes),))

@@ -162,8 +162,10 @@ def test_turns_of_two_rounds_are_joined():
     task, cost = Task("train"), workload.Cost(1.0, 1.0)
     first = Outcome(task, {"a": Result([1.0, 2.0], 7), "gone": Result([1.0], None)}, {}, cost)
     again = Outcome(task, {"a": Result([3.0, 4.0], 9)}, {"gone": "failed"}, cost)
-    assert race.joined(first, again) == (task, {"a": ([1.0, 2.0, 3.0, 4.0], 7)}, {"gone": "failed"}, cost)
-    assert race.joined(first, again).results["a"].median == 2.5
+    joined = race.joined(first, again)
+    assert joined == (task, {"a": ([1.0, 2.0, 3.0, 4.0], 7), "gone": ([1.0], None)}, {}, cost)
+    assert joined.results["a"].median == 2.5
+    assert race.ratio(joined.results, "a", "gone") == (2.5, 1.0, 2.5)
 
 
 def test_memory_is_that_of_the_task():
