@@ -76,7 +76,7 @@ def goal_table(results: Results) -> Iterator[str]:
     missed = sum(cell.missed for goal in found for cell in goal.cells.values())
     every = sum(len(goal.cells) for goal in found)
     yield (
-        "Measured, the least and greatest of single turns, and the least value that was asked for;"
+        "Measured, the least and greatest that any two turns give, and the least value that was asked for;"
         f" {MISSED} marks the {missed} of {every} that are missed."
     )
     yield ""
@@ -121,7 +121,7 @@ def page(results: Results, kernels: list[compare.Run]) -> Iterator[str]:
     yield ""
     yield (
         "Median of all turns; how many times as long as fastrnn's Cython kernels it took, and the least and"
-        " greatest of single turns; and which fraction of the time is the floor: the task's live,"
+        " greatest that any two turns give; and which fraction of the time is the floor: the task's live,"
         " de-duplicated products at the rate of NumPy's BLAS on cubes of 2,048, measured in the same turns,"
         " or the arrays that it cannot do without, from the last cache. bfloat16 computes something coarser,"
         " and comes last."

@@ -41,7 +41,7 @@ def _colour(name: str) -> str:
 
 
 def _speedups(results: Results, path: Path) -> None:
-    """Bars of speed-ups over plain NumPy, with the extremes of single turns."""
+    """Bars of speed-ups over plain NumPy, with the least and greatest that any two turns give."""
     threads = _threads(results)
     raced = [
         o

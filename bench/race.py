@@ -3,7 +3,7 @@
 ``python -m fastrnn.bench.race --help`` tells the options. Competitors are processes of their own that take
 turns, because idle thread pools in one process spin against the running one. Before anything is timed, all
 answers must agree. Times are medians over all turns; a ratio is that of the medians, its spread the least and
-the greatest ratio of single turns.
+the greatest that any two turns give.
 """
 
 import importlib.util
@@ -184,15 +184,15 @@ class Ratio(NamedTuple):
     """How many times as long one competitor took as another."""
 
     value: float  # of the medians
-    low: float  # the least of a turn
+    low: float  # the least that any two turns give
     high: float
 
 
 def ratio(results: dict[str, Result], name: str, to: str) -> Ratio:
-    """How many times as long ``name`` took as ``to``, by the turns that both have."""
-    each = [one / other for one, other in zip(results[name].turns, results[to].turns, strict=False)]
-    value = results[name].median / results[to].median
-    return Ratio(value, min(*each, value), max(*each, value))
+    """How many times as long ``name`` took as ``to``."""
+    one, other = results[name], results[to]
+    least, greatest = min(one.turns) / max(other.turns), max(one.turns) / min(other.turns)
+    return Ratio(one.median / other.median, least, greatest)
 
 
 def race(tasks: Iterable[Task], turns: int, names: Collection[str] | None = None) -> Iterator[Outcome]:

@@ -41,7 +41,7 @@ def test_everybody_gives_the_same_answer(cell):
             f"{task.kind} {cell.upper()} N=25, T=4, E=6, H=8, V=30, 1 thread: products "
         )
         assert len(lines) == len(outcome.results)
-        assert "1.00 (1.00 to 1.00)" in lines[1]
+        assert "   1.00 (" in lines[1]
 
 
 @pytest.mark.parametrize("package", ["torch", "jax", "onnxruntime"])
@@ -154,8 +154,8 @@ def test_bfloat16_may_be_coarser():
 
 def test_a_ratio_and_its_spread():
     results = {"a": Result([1.0, 2.0, 3.0], None), "b": Result([4.0, 3.0, 5.0], None)}
-    assert race.ratio(results, "b", "a") == (2.0, 1.5, 4.0)
-    assert race.ratio(results, "a", "a") == (1.0, 1.0, 1.0)
+    assert race.ratio(results, "b", "a") == (2.0, 1.0, 5.0)
+    assert race.ratio(results, "a", "a") == (1.0, 1 / 3, 3.0)
 
 
 def test_turns_of_two_rounds_are_joined():
@@ -165,7 +165,7 @@ def test_turns_of_two_rounds_are_joined():
     joined = race.joined(first, again)
     assert joined == (task, {"a": ([1.0, 2.0, 3.0, 4.0], 7), "gone": ([1.0], None)}, {}, cost)
     assert joined.results["a"].median == 2.5
-    assert race.ratio(joined.results, "a", "gone") == (2.5, 1.0, 2.5)
+    assert race.ratio(joined.results, "a", "gone") == (2.5, 1.0, 4.0)
 
 
 def test_memory_is_that_of_the_task():
