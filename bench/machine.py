@@ -18,12 +18,8 @@ TRIADS = {"memory": 2**30, "last cache": 2**24}  # bytes that they move
 
 def describe() -> dict[str, str]:
     """What a reader needs to know of the machine and the software; no name of the machine."""
-    cpu = (
-        dict(line.split(":", 1) for line in CPUINFO.read_text().splitlines() if ":" in line)
-        if CPUINFO.exists()
-        else {}
-    )
-    cpu = {key.strip(): value.strip() for key, value in cpu.items()}
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    cpu = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = [flag for flag in cpu.get("flags", "").split() if flag.startswith(("sse4", "avx", "fma", "amx"))]
     config = backend.config()
     model = cpu.get("model name", platform.processor() or platform.machine())

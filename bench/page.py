@@ -98,9 +98,10 @@ def _cell(cell: Cell | None) -> str:
         return ""
     if cell.measured is None:
         return f"not measured, asked {cell.asked:g}"
-    low, high = cell.measured.low, cell.measured.high
+    value, low, high = cell.measured
+    digits = 3 if cell.missed and round(value, 2) >= cell.asked else 2  # no goal looks met that is not
     mark = f" {MISSED}" if cell.missed else ""
-    return f"**{cell.measured.value:.2f}** ({low:.2f} to {high:.2f}), asked {cell.asked:g}{mark}"
+    return f"**{value:.{digits}f}** ({low:.2f} to {high:.2f}), asked {cell.asked:g}{mark}"
 
 
 # ---------------------------------------------------------------------------------------------------

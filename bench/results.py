@@ -124,8 +124,8 @@ class Cell(NamedTuple):
 
     @property
     def missed(self) -> bool:
-        """Whether the goal was missed, to the two digits that are shown."""
-        return self.measured is not None and round(self.measured.value, 2) < self.asked
+        """Whether the goal was missed."""
+        return self.measured is not None and self.measured.value < self.asked
 
 
 class Goal(NamedTuple):
