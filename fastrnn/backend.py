@@ -353,11 +353,9 @@ def _apply_blas_threads(asked: int | None, *, for_numba: bool) -> None:
         ]
         alone = (scipys or list(pools)) if for_numba else []
         for path, number in pools.items():
-            if path in alone:
+            if path in alone or (path in scipys and path in _before_numba):
                 _before_numba.setdefault(path, number)
                 _limit_blas(path, 1)
-            elif path in scipys and path in _before_numba:
-                continue
             elif asked is not None or path in _before_numba:
                 _limit_blas(path, asked or _before_numba[path])
         _scratch.blas = wanted

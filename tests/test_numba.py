@@ -194,6 +194,19 @@ print(number("scipy") in ([1], []), number("numpy") in ([2], []))
     assert output(code) == "True True\nTrue True\n"
 
 
+def test_somebody_else_gave_blas_more_threads():
+    """SciPy's BLAS stays at one once Numba has used it, whoever changed that in between."""
+    code = """
+import numpy as np, fastrnn, threadpoolctl
+fastrnn.affine_forward(np.ones((4, 3)), np.ones((3, 2)), np.zeros(2))
+threadpoolctl.threadpool_limits(2, user_api="blas")
+fastrnn.use_backend("numpy")
+fastrnn.set_num_threads(1)
+print(fastrnn.get_num_threads())
+"""
+    assert output(code) == "1\n"
+
+
 def test_numba_that_cannot_be_used(tmp_path):
     """Nobody asked for it: the next backend computes. Somebody did: they are told."""
     (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.2 or less')")
