@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 import fastrnn
 from fastrnn.data import prepare_data
+from fastrnn.data.coco import ChunkedFeatures, read_ahead
 from tests.datasets import edit_json, write_coco, write_h5
 
 
@@ -92,15 +96,85 @@ def test_both_ways_give_the_same_arrays(directory):
     assert native.input_dim == 4
 
 
-def test_features_stay_on_disk(directory):
-    """Contiguous ones are mapped; chunked ones are read."""
-    assert isinstance(fastrnn.open_data(directory).train.features, np.memmap)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_features_stay_on_disk(directory, chunked, rng):
+    """Contiguous ones are mapped; of those in chunks, rows are read when they are asked for."""
+    path = directory / "train2014_vgg16_fc7_pca.h5"
+    with h5py.File(path) as file:
+        features = file["features"][()]
+    if chunked:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("features", data=features, chunks=(3, 4), compression="gzip")
+    train = fastrnn.open_data(directory).train
+    assert isinstance(train.features, ChunkedFeatures if chunked else np.memmap)
+    assert (train.features.shape, train.features.dtype, len(train.features)) == ((20, 4), np.float32, 20)
+    np.testing.assert_array_equal(train.features, features)
+    for rows in (3, slice(2, 9), np.array([7, 2, 2, 19, 0]), np.array([], int), rng.integers(0, 20, 100)):
+        np.testing.assert_array_equal(train.features[rows], features[rows])
+    chosen = rng.permutation(40)[:9]
+    for native, published in zip(
+        train.read(chosen),
+        (features[train.image_idxs[chosen]], train.captions[chosen], train.image_idxs[chosen]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(native, published)
+    train.check_features()
+
+
+def test_chunked_features_that_break_off(directory):
+    """The file is damaged after it was opened: the reading thread's error reaches who asked."""
     path = directory / "train2014_vgg16_fc7_pca.h5"
     with h5py.File(path) as file:
         features = file["features"][()]
     with h5py.File(path, "w") as file:
-        file.create_dataset("features", data=features, chunks=(3, 4), compression="gzip")
-    np.testing.assert_array_equal(fastrnn.open_data(directory).train.features, features)
+        file.create_dataset("features", data=features, chunks=(3, 4))
+    train = fastrnn.open_data(directory).train
+    truncate(path)
+    with pytest.raises(ValueError, match=r"pca\.h5: not a whole HDF5 file"):
+        list(train.minibatches(5))
+
+
+def test_buckets(directory):
+    """Every caption once; lengths are near each other within a minibatch, and minibatches in random order."""
+    train = fastrnn.open_data(directory).train
+    train = replace(
+        train, captions=np.tile(train.captions, (30, 1)), image_idxs=np.tile(train.image_idxs, 30)
+    )
+    lengths = np.count_nonzero(train.captions, axis=1)
+    batches = train.epoch(7, np.random.default_rng(1), bucket=True)
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(1200))
+    assert sorted(map(len, batches)) == [3] + [7] * 171
+    shuffled = train.epoch(7, np.random.default_rng(1))
+    spread, of_shuffled = (np.mean([np.ptp(lengths[b]) for b in each]) for each in (batches, shuffled))
+    assert spread < 0.25 * of_shuffled
+    means = [lengths[batch].mean() for batch in batches]
+    assert np.abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.3
+    again = train.epoch(7, np.random.default_rng(1), bucket=True)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_reading_ahead():
+    """Results in order, no more than three ahead, an error where it belongs, and no thread left behind."""
+    done = []
+
+    def read(i):
+        done.append(i)
+        if i == 7:
+            raise OSError("gone")
+        return i * i
+
+    results = read_ahead(read, range(100))
+    assert next(results) == 0
+    deadline = time.monotonic() + 10
+    while len(done) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert done == [0, 1, 2, 3]
+    assert [next(results) for _ in range(6)] == [1, 4, 9, 16, 25, 36]
+    with pytest.raises(OSError, match="gone"):
+        next(results)
+    assert not [thread for thread in threading.enumerate() if "reads ahead" in thread.name]
+    assert list(read_ahead(read, [])) == []
 
 
 def test_of_raw_and_pca_features_the_pca_ones_are_opened(directory):

@@ -18,13 +18,17 @@ real work: features stay on disk, epochs are true epochs, and the generator is y
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fastrnn import files
 from fastrnn.arrays import Array
@@ -144,7 +148,7 @@ class Split:
     name: str
     captions: Array  # (n,17) int32
     image_idxs: Array  # (n,) which row of features belongs to each caption
-    features: Array  # (images,D), on disk where the file allows
+    features: Any  # (images,D), on disk: a memory map, or ChunkedFeatures
     urls: list[str]  # one per image
 
     def __len__(self) -> int:
@@ -156,16 +160,36 @@ class Split:
     ) -> Iterator[tuple[Array, Array, Array]]:
         """One true epoch: every caption once, shuffled by ``rng``, or in the order given without one.
 
-        Yields features (n,D), captions (n,17) and image indices (n,), n = batch_size but for the last.
+        Yields features (n,D), captions (n,17) and image indices (n,), n = batch_size but for the last, which
+        a thread of its own has read. Raises ``ValueError`` for a batch_size below 1.
+        """
+        return read_ahead(self.read, self.epoch(batch_size, rng))
+
+    def epoch(
+        self, batch_size: int, rng: np.random.Generator | None = None, *, bucket: bool = False
+    ) -> list[Array]:
+        """Which captions (n,) make each minibatch of a true epoch, shuffled by ``rng`` if there is one.
+
+        ``bucket`` brings captions of about one length together: twenty minibatches' worth of the shuffled
+        captions at a time are sorted by length, and the minibatches shuffled again.
         Raises ``ValueError`` for a batch_size below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
-        for start in range(0, len(self), batch_size):
-            chosen = order[start : start + batch_size]
-            images = self.image_idxs[chosen]
-            yield np.asarray(self.features[images]), self.captions[chosen], images
+        if bucket:
+            lengths = np.count_nonzero(self.captions, axis=1)  # NULL is 0
+            window = np.arange(len(self)) // (20 * batch_size)
+            order = order[np.lexsort((lengths[order], window))]
+        batches = [order[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        if bucket and rng is not None:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches
+
+    def read(self, chosen: Array) -> tuple[Array, Array, Array]:
+        """Features (n,D), captions (n,17) and image indices (n,) of chosen captions (n,)."""
+        images = self.image_idxs[chosen]
+        return np.asarray(self.features[images]), self.captions[chosen], images
 
     def check_features(self) -> None:
         """Read all features once. Raises ``ValueError`` naming an image whose features are not finite."""
@@ -182,6 +206,21 @@ class Split:
         """The first n captions of a permutation drawn from ``rng``, all of them if there are fewer."""
         kept = rng.permutation(len(self))[:n]
         return replace(self, captions=self.captions[kept], image_idxs=self.image_idxs[kept])
+
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+def read_ahead(read: Callable[[A], R], arguments: Iterable[A], ahead: int = 3) -> Iterator[R]:
+    """``map(read, arguments)``, where a thread is that many results ahead of who takes them."""
+    rest = iter(arguments)
+    with ThreadPoolExecutor(1, "fastrnn reads ahead") as pool:
+        waiting = deque(pool.submit(read, argument) for argument in islice(rest, ahead))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(read, argument) for argument in islice(rest, 1))
+            yield result
 
 
 @dataclass(frozen=True)
@@ -297,8 +336,8 @@ def _open_split(directory: Path, name: str, pca: bool, vocabulary: dict[str, Any
     return Split(name, captions, image_idxs, features, urls)
 
 
-def _open_features(path: Path) -> Array:
-    """The features (images,D) of a file: mapped from disk where they are contiguous there, else read."""
+def _open_features(path: Path) -> Any:
+    """The features (images,D) of a file: mapped from disk where they are contiguous there, else in chunks."""
     with open_h5(path) as file:
         stored = dataset(file, "features")
         if stored.ndim != 2 or stored.dtype.kind != "f":
@@ -306,10 +345,37 @@ def _open_features(path: Path) -> Array:
                 f"{path}: expected features (images,D) of floats, got {stored.shape} {stored.dtype}"
             )
         offset, shape, dtype = stored.id.get_offset(), stored.shape, stored.dtype
-        if offset is None:  # in chunks, or empty
-            features: Array = stored[()]
-            return features
+    if offset is None:  # in chunks, or empty
+        return ChunkedFeatures(path, shape, dtype)
     return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+
+
+@dataclass(frozen=True)
+class ChunkedFeatures:
+    """Features that lie in chunks, perhaps compressed: what is asked for is read from the file then."""
+
+    path: Path
+    shape: tuple[int, int]  # (images,D)
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice | Array) -> Array:
+        """Rows by number (D,), by slice or by an array of numbers (n,), in any order, repeated or not."""
+        with open_h5(self.path) as file:
+            stored = dataset(file, "features")
+            if not isinstance(rows, np.ndarray):
+                part: Array = stored[rows]
+                return part
+            distinct, which = np.unique(rows, return_inverse=True)  # h5py wants them rising, each once
+            found: Array = stored[distinct][which]
+            return found
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """All of them."""
+        return np.asarray(self[:], dtype)
 
 
 def read_references(path: Path) -> dict[str, Any]:
