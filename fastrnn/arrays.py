@@ -116,11 +116,30 @@ def in_one_piece(memory: Memory, dtype: DTypeLike, *shapes: tuple[int, ...]) -> 
     glibc keeps a freed piece for the next time if it is below 32 MiB and not much larger than others before;
     of many middling ones it hands most back to the system, which has to clear them before they are used.
     """
+    return _views(memory, dtype, shapes)[1]
+
+
+def views_of_one(dtype: DTypeLike, *shapes: tuple[int, ...]) -> tuple[Array, list[Array]]:
+    """An array (n,) of zeros, and a view into it for each shape, each from the start of a cache line on.
+
+    Where the views are in the array depends on the shapes alone: other processes have the same places.
+    """
+    whole, views = _views(lambda nbytes: np.zeros(nbytes, np.uint8), dtype, shapes)
+    return whole.view(dtype), views
+
+
+def _views(
+    memory: Memory, dtype: DTypeLike, shapes: tuple[tuple[int, ...], ...]
+) -> tuple[Array, list[Array]]:
+    """Bytes from the first cache line in memory on, and arrays of these shapes in them."""
     sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
     padded = [-(-size // CACHE_LINE) * CACHE_LINE for size in sizes]
     piece = memory(sum(padded) + CACHE_LINE)
-    starts = itertools.accumulate(padded, initial=-piece.__array_interface__["data"][0] % CACHE_LINE)
-    return [
-        piece[start : start + size].view(dtype).reshape(shape)
+    start = -piece.__array_interface__["data"][0] % CACHE_LINE
+    whole = piece[start : start + sum(padded)]
+    starts = itertools.accumulate(padded, initial=0)
+    views = [
+        whole[start : start + size].view(dtype).reshape(shape)
         for start, size, shape in zip(starts, sizes, shapes, strict=False)
     ]
+    return whole, views

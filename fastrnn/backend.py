@@ -375,16 +375,25 @@ def _limit_blas(path: str, n: int) -> None:
 @functools.cache
 def physical_cores() -> int:
     """How many physical cores this process may use, by its affinity and by the quota of its control group."""
+    return max(min(len(cores()), cpu_quota()), 1)
+
+
+def cores() -> frozenset[str]:
+    """The physical cores that this process may use by its affinity, each named by its hardware threads."""
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = set()
+        return frozenset(map(str, range(os.cpu_count() or 1)))
+    named = set()
     for cpu in os.sched_getaffinity(0):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+        named.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return frozenset(named)
+
+
+def cpu_quota() -> int:
+    """How many CPUs' time the control group allows, rounded up; more than any machine has without a limit."""
     quota = Path("/sys/fs/cgroup/cpu.max")
     limit, _, period = (quota.read_text() if quota.exists() else "max 1").partition(" ")
-    allowed = len(cores) if limit == "max" else -(-int(limit) // int(period))
-    return max(min(len(cores), allowed), 1)
+    return sys.maxsize if limit == "max" else -(-int(limit) // int(period))
 
 
 def _blas_pools() -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The captioning model: image features start a recurrent network that writes the caption word by word."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -23,6 +25,48 @@ class _Batch(NamedTuple):
     rows: Array  # (S,) packed row s reads words[rows[s]]
     targets: Array  # (S,)
     mask: Array  # (S,) 1, or 0 where the target is NULL
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """What training sets to zero at an iteration; the rest is scaled to keep its mean.
+
+    (Srivastava et al., JMLR 2014.) ``outputs`` is the probability for each number of a hidden state on its
+    way to the scores, ``words`` that for each number of a word vector, drawn once for all places of the word
+    in the minibatch. Both are from 0 to below 1, otherwise ``ValueError`` is raised.
+
+    The draws depend on ``seed``, ``iteration`` and the caption's place in the whole minibatch, or the word,
+    and on nothing else: a share of a minibatch that begins at its caption ``first`` drops what the whole
+    would, and a generator's state need not be kept. (Philox: Salmon et al., SC 2011.)
+    """
+
+    outputs: float = 0.0
+    words: float = 0.0
+    seed: int = 0
+    iteration: int = 0
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("outputs", "words"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: expected a probability from 0 to below 1, got {getattr(self, name)}"
+                )
+
+    def of_outputs(self, N: int, T: int, H: int, dtype: DTypeLike) -> Array:
+        """Factors (N*T,H) for the hidden states of captions."""
+        return self._factors(self.outputs, 1, self.first, N, T * H, dtype).reshape(N * T, H)
+
+    def of_words(self, V: int, E: int, dtype: DTypeLike) -> Array:
+        """Factors (V,E) for the word vectors."""
+        return self._factors(self.words, 0, 0, V, E, dtype)
+
+    def _factors(self, p: float, stream: int, first: int, rows: int, width: int, dtype: DTypeLike) -> Array:
+        """Factors (rows,width), each row from the start of a block of the stream on."""
+        blocks = -(-width // 8)  # of 8 draws, for a row
+        bits = np.random.Philox(key=[self.seed, self.iteration], counter=[first * blocks, 0, 0, stream])
+        draws = np.random.Generator(bits).random((rows, 8 * blocks), np.float32)[:, :width]
+        return np.multiply(draws >= p, 1 / (1 - p), dtype=dtype)
 
 
 def _packed(kernels: backend.Kernels, name: str, W: Array, gates: int) -> Any:
@@ -118,28 +162,55 @@ class CaptioningRNN:
     # -----------------------------------------------------------------------------------------------
     # Training
 
-    def loss(self, features: ArrayLike, captions: ArrayLike) -> tuple[float, dict[str, Array]]:
+    def loss(
+        self,
+        features: ArrayLike,
+        captions: ArrayLike,
+        *,
+        dropout: Dropout | None = None,
+        count: int | None = None,
+        into: Mapping[str, Array] | None = None,
+    ) -> tuple[float, dict[str, Array]]:
         """Loss of captions (N,T) for image features (N,D), and its gradient for every parameter.
 
         The words are ``captions[:, :-1]``, the targets ``captions[:, 1:]``; targets that are NULL do not
-        count. The loss is summed over the targets and divided by N. The gradients are one piece of memory:
-        who keeps one of them keeps all, unless it is copied.
+        count. The loss is summed over the targets and divided by N, or by ``count`` where these captions are
+        a share of that many. ``into`` are the arrays for the gradients, C-contiguous and of the type that is
+        computed in; without them they are one new piece of memory: who keeps one of them keeps all, unless
+        it is copied.
 
         Raises ``ValueError`` for shapes that do not fit, no captions, or features that are not finite;
         ``IndexError`` for a token outside the vocabulary.
         """
         params, features, batch = self._batch(features, captions)
         kernels, work = backend.kernels_and_work()
-        run = self._run(params, features, batch)
-        each = in_one_piece(fresh_memory, run.h.dtype, *(params[name].shape for name in params))
-        grads = dict(zip(params, each, strict=True))
-        (dh,) = in_one_piece(backend.kept_memory("dh"), run.h.dtype, run.h.shape)
+        of_words = of_outputs = None
+        if dropout is not None and dropout.words:
+            V, E = params["W_embed"].shape
+            of_words = dropout.of_words(V, E, features.dtype)[batch.words]
+        run = self._run(params, features, batch, of_words)
+        h = run.h
+        if dropout is not None and dropout.outputs:
+            N, T = np.shape(captions)
+            every = dropout.of_outputs(N, T - 1, h.shape[1], h.dtype)
+            of_outputs = every[batch.packed.positions]
+            h = h * of_outputs
+        if into is None:
+            each = in_one_piece(fresh_memory, h.dtype, *(params[name].shape for name in params))
+            grads = dict(zip(params, each, strict=True))
+        else:
+            grads = self._checked_gradients(into, params)
+        (dh,) = in_one_piece(backend.kept_memory("dh"), h.dtype, h.shape)
         loss = kernels.vocab_loss(
-            run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / len(features),
+            h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask,
+            1 / (len(features) if count is None else count),
             dh, grads["W_vocab"], grads["b_vocab"], work,
         )  # fmt: skip
+        if of_outputs is not None:
+            dh *= of_outputs
         d = recurrence.backward(dh, None, run, (grads["Wx"], grads["Wh"], grads["b"]))
-        kernels.embedding_backward(batch.words, d.dx, grads["W_embed"], work)
+        dx = d.dx if of_words is None else d.dx * of_words
+        kernels.embedding_backward(batch.words, dx, grads["W_embed"], work)
         kernels.affine_backward(
             d.dh0, features, params["W_proj"], None, grads["W_proj"], grads["b_proj"], work
         )
@@ -148,7 +219,7 @@ class CaptioningRNN:
     def evaluate_loss(self, features: ArrayLike, captions: ArrayLike) -> float:
         """The loss alone, at a third of the work. Takes and raises what :meth:`loss` does."""
         params, features, batch = self._batch(features, captions)
-        run = self._run(params, features, batch, backward_follows=False)
+        run = self._run(params, features, batch, None, backward_follows=False)
         kernels, work = backend.kernels_and_work()
         return kernels.vocab_loss(
             run.h, params["W_vocab"], params["b_vocab"], batch.targets, batch.mask, 1 / len(features),
@@ -184,11 +255,20 @@ class CaptioningRNN:
         )
 
     def _run(
-        self, params: dict[str, Array], features: Array, batch: _Batch, *, backward_follows: bool = True
+        self,
+        params: dict[str, Array],
+        features: Array,
+        batch: _Batch,
+        of_words: Array | None,
+        *,
+        backward_follows: bool = True,
     ) -> recurrence.Run:
+        """Forward through the recurrent layer; ``of_words`` (U,E) are dropout's factors for its inputs."""
         h0 = self._initial_state(params, features)
         x = np.empty((len(batch.words), params["W_embed"].shape[1]), h0.dtype)
         backend.kernels().embedding_forward(batch.words, params["W_embed"], x)
+        if of_words is not None:
+            x *= of_words
         c0 = np.zeros_like(h0) if self.cell_type == "lstm" else None
         return recurrence.forward(
             x, batch.rows, batch.packed.batch_sizes, h0, c0, params["Wx"], params["Wh"], params["b"],
@@ -211,6 +291,19 @@ class CaptioningRNN:
             *(self.params[name] for name in names),
         )
         return dict(zip(names, arrays, strict=True))
+
+    @staticmethod
+    def _checked_gradients(into: Mapping[str, Array], params: dict[str, Array]) -> dict[str, Array]:
+        if missing := params.keys() - into.keys():
+            raise ValueError(f"into: {', '.join(sorted(missing))} missing")
+        for name, w in params.items():
+            a = into[name]
+            if a.shape != w.shape or a.dtype != w.dtype or not a.flags.c_contiguous or not a.flags.writeable:
+                raise ValueError(
+                    f"into[{name!r}]: expected a C-contiguous array to write to, {w.shape} {w.dtype}, got "
+                    f"{a.shape} {a.dtype}"
+                )
+        return {name: into[name] for name in params}
 
     @staticmethod
     def _checked_features(features: ArrayLike, D: int, dtype: Any) -> Array:

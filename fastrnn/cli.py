@@ -1,10 +1,12 @@
 """The ``fastrnn`` command: every user error is one line and exit code 2."""
 
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,9 +15,10 @@ import typer
 from pydantic import ValidationError
 
 import fastrnn
-from fastrnn import backend, check, runs
+from fastrnn import backend, check, runs, training
 from fastrnn.data import make_shapes, prepare_data
 from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
+from fastrnn.distributed import connect, launched
 
 app = typer.Typer(
     name="fastrnn",
@@ -30,7 +33,7 @@ cache_app = typer.Typer(help="What Numba has compiled and kept.", no_args_is_hel
 app.add_typer(cache_app, name="cache")
 
 _IN_GRID = 48  # pictures that fastrnn sample draws at most
-_DEFAULTS = runs.Settings(data="")
+_DEFAULTS = training.Settings(data="")
 
 Backend = Annotated[
     Literal["cython", "numba", "numpy"] | None,
@@ -44,6 +47,8 @@ Threads = Annotated[
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if args is None else args)
+    if args is None:  # what is half done is cleared away
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # what overflows is told in words
@@ -54,8 +59,11 @@ def main(args: Sequence[str] | None = None) -> int:
             value = repr(error.__cause__.errors()[0]["input"])
             message = message.replace("Value error, ", "").removesuffix(".")
             message += "" if value in message else f", got {value}"
-    except (OSError, ValueError, IndexError, ImportError, MemoryError) as error:
+    except (OSError, ValueError, IndexError, ImportError, MemoryError, RuntimeError) as error:
         message = str(error)
+    except training.Stopped as stopped:
+        print(f"fastrnn: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     if message:  # none after a help page
         print("fastrnn: " + " ".join(message.split()), file=sys.stderr)
     return 2
@@ -80,50 +88,104 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Let a TOML file's settings take the place of the options' defaults."""
     if path is None:
         return None
-    settings = runs.read_config(path)
+    settings = training.read_config(path)
     options = {name.replace("-", "_"): value for name, value in settings.items()}
     if len(options) < len(settings):
         raise typer.BadParameter(f"{path}: has a setting twice, with - and with _")
     for name, value in settings.items():
-        if isinstance(value, bool | list | dict):
-            raise typer.BadParameter(f"{path}: {name}: expected a number or a text, got {value!r}")
-    known = {str(parameter.name) for parameter in context.command.params} - {"config"}
+        if isinstance(value, list | dict):
+            raise typer.BadParameter(f"{path}: {name}: expected one value, got {value!r}")
+    parameters = {str(parameter.name): parameter for parameter in context.command.params}
+    known = parameters.keys() - {"config", "resume"}
     if unknown := options.keys() - known:
         raise typer.BadParameter(
             f"{path}: unknown settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}"
         )
+    for name, value in options.items():
+        if isinstance(value, bool) != (getattr(parameters[name], "is_flag", False)):
+            expected = "a number or a text" if isinstance(value, bool) else "true or false"
+            raise typer.BadParameter(f"{path}: {name}: expected {expected}, got {value!r}")
     context.default_map = options
     return path
 
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[
-        Path, typer.Option(help="Data directory: of 'fastrnn data', or with the files of the exercises.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="New run directory; by default runs/DATA-CELL-DATE-TIME.")
+        Path | None,
+        typer.Option(help="Data directory: of 'fastrnn data', or with the files of the exercises."),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory, a new one; by default runs/DATA-CELL-DATE-TIME.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out where it stopped, or begin it if it is not there yet.",
+        ),
+    ] = False,
     cell: Annotated[Literal["rnn", "lstm"], typer.Option(help="Recurrent cell.")] = "lstm",
     hidden: Annotated[int, typer.Option(min=1, help="Hidden units.")] = _DEFAULTS.hidden,
     wordvec: Annotated[int, typer.Option(min=1, help="Numbers per word vector.")] = _DEFAULTS.wordvec,
-    batch_size: Annotated[int, typer.Option(min=1, help="Captions per iteration.")] = _DEFAULTS.batch_size,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Captions per iteration, of all ranks together.")
+    ] = _DEFAULTS.batch_size,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = _DEFAULTS.epochs,
     lr: Annotated[float, typer.Option(min=0.0, help="Learning rate.")] = _DEFAULTS.lr,
     lr_decay: Annotated[
         float, typer.Option(min=0.0, help="Factor on the learning rate after each epoch.")
     ] = _DEFAULTS.lr_decay,
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        typer.Option(help="How the learning rate goes on after the warm-up: as it is, or down to 0."),
+    ] = "constant",
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Iterations in which the learning rate rises from 0.")
+    ] = _DEFAULTS.warmup,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Scale gradients down to this norm, over all parameters together.")
+    ] = None,
+    dropout: Annotated[
+        float, typer.Option(min=0.0, help="Probability to drop each number on its way to the scores.")
+    ] = _DEFAULTS.dropout,
+    dropout_words: Annotated[
+        float, typer.Option(min=0.0, help="Probability to drop each number of a word vector.")
+    ] = _DEFAULTS.dropout_words,
     update_rule: Annotated[
         Literal["sgd", "sgd_momentum", "rmsprop", "adam"], typer.Option(help="Optimiser.")
     ] = "adam",
     max_train: Annotated[
         int | None, typer.Option(min=1, help="Train on this many captions, chosen by the seed.")
     ] = None,
+    bucket: Annotated[
+        bool, typer.Option("--bucket", help="Minibatches of captions of about one length.")
+    ] = _DEFAULTS.bucket,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many epochs without a better val score.")
+    ] = None,
+    score: Annotated[
+        Literal["loss", "bleu"], typer.Option(help="What says which epoch is best: val loss or val BLEU-4.")
+    ] = "loss",
+    checkpoint_every: Annotated[
+        int, typer.Option(min=1, help="Iterations between checkpoints; each epoch's end has one too.")
+    ] = _DEFAULTS.checkpoint_every,
+    keep: Annotated[int, typer.Option(min=1, help="How many checkpoints to keep.")] = _DEFAULTS.keep,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write events for TensorBoard into the run directory too.")
+    ] = _DEFAULTS.tensorboard,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the parameters and of the order of captions.")
     ] = _DEFAULTS.seed,
     backend: Backend = None,
     threads: Threads = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed", help="Train with all MPI ranks; under mpiexec and the like that needs no saying."
+        ),
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -133,27 +195,33 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a captioner; keep settings, metrics, the best and the last model in a run directory."""
-    settings = runs.Settings(
-        data=str(data),
-        cell=cell,
-        hidden=hidden,
-        wordvec=wordvec,
-        batch_size=batch_size,
-        epochs=epochs,
-        lr=lr,
-        lr_decay=lr_decay,
-        update_rule=update_rule,
-        max_train=max_train,
-        seed=seed,
-        backend=backend,
-        threads=threads,
-    )
-    run = out or Path("runs") / f"{data.resolve().name}-{cell}-{time.strftime('%Y%m%d-%H%M%S')}"
-    best = runs.train(settings, run)
-    with _pictures_may_lack(runs.LOSS_PICTURE):
-        runs.draw_losses(run)
-    print(f"best val loss {best:.3f} per caption; the run is in {run}: fastrnn evaluate {run}")
+    """Train a captioner; keep settings, metrics, checkpoints and the best and last model in a directory."""
+    said = (field.name for field in fields(training.Settings) if _is_said(context, field.name))
+    given = {name: context.params[name] for name in said}
+    if data is None and not resume:
+        raise ValueError("Missing option '--data'")
+    if data is not None:
+        given["data"] = str(data)
+    if out is not None:
+        run = out
+    elif data is None or resume:
+        raise ValueError("Missing option '--out': the run to go on with")
+    else:
+        run = Path("runs") / f"{data.resolve().name}-{cell}-{time.strftime('%Y%m%d-%H%M%S')}"
+    ranks = connect() if distributed or launched() else None
+    with nullcontext() if ranks is None else ranks.together():
+        scored_by, best = training.train(run, resume=resume, ranks=ranks, **given)
+        if ranks is None or ranks.rank == 0:
+            with _pictures_may_lack(runs.LOSS_PICTURE):
+                runs.draw_losses(run)
+            told = f"val BLEU-4 {best:.3f}" if scored_by == "bleu" else f"val loss {best:.3f} per caption"
+            print(f"best {told}; the run is in {run}: fastrnn evaluate {run}")
+
+
+def _is_said(context: typer.Context, name: str) -> bool:
+    """Whether an option has its value from the command line or a file."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 @contextmanager

@@ -31,9 +31,26 @@ def replacing(path: StrPath) -> Iterator[Path]:
             with open(beside, "rb+") as written:
                 os.fsync(written.fileno())
             os.replace(beside, target)
+            _sync(target.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _sync(directory: Path) -> None:
+    """Let a directory's entries reach the disk, so that a renamed file is there after a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(directory: Path, *names: str) -> None:
+    """Remove what :func:`replacing` left of files of these names, or patterns, where it was killed."""
+    for name in names:
+        for path in directory.glob(f".{name}.????????"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,183 +1,31 @@
-"""A training run and the directory that keeps it: what the command line does, callable from Python.
+"""Looking at a training run: what the command line does with its directory, callable from Python.
 
-A run directory holds ``config.toml`` (every setting, to be passed to ``--config`` again), ``metrics.jsonl``
-(one line per iteration and one per epoch), ``best.safetensors`` (the model of the epoch with the lowest val
-loss), ``last.safetensors`` and ``loss.png``; after an evaluation ``evaluation-SPLIT.json``; after sampling
-``captions.png``.
+To what training keeps there (:mod:`fastrnn.training`) come ``loss.png``, after an evaluation
+``evaluation-SPLIT.json``, and after sampling ``captions.png``.
 """
 
 import json
 import os
-import time
-import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
-import tomli_w
-from tqdm.auto import tqdm
 
-from fastrnn import backend, files
+from fastrnn import files
 from fastrnn.arrays import Array
 from fastrnn.captioning import CaptioningRNN
 from fastrnn.data import shapes
 from fastrnn.data.coco import CaptionData, Split, locate, open_data
 from fastrnn.data.pca import PCA
-from fastrnn.data.prepare import words
+from fastrnn.evaluation import bleu_of, captions_of
 from fastrnn.files import StrPath
 from fastrnn.images import fetch_image, placeholder_image, plot_captions, plot_losses
-from fastrnn.metrics import BLEU_PROTOCOL, Bleu, corpus_bleu, load_bleu
-from fastrnn.solver import CaptioningSolver
+from fastrnn.metrics import BLEU_PROTOCOL, Bleu, load_bleu
+from fastrnn.training import BEST, CONFIG, METRICS, read_config
 
-CONFIG, METRICS, BEST, LAST = "config.toml", "metrics.jsonl", "best.safetensors", "last.safetensors"
 LOSS_PICTURE, CAPTIONS_PICTURE = "loss.png", "captions.png"
-BATCH = 250  # captions or images at a time where nothing is learnt
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run, with the command line's defaults."""
-
-    data: str  # the data directory
-    cell: str = "lstm"
-    hidden: int = 512
-    wordvec: int = 256
-    batch_size: int = 100
-    epochs: int = 10
-    lr: float = 1e-3
-    lr_decay: float = 1.0
-    update_rule: str = "adam"
-    max_train: int | None = None
-    seed: int = 0
-    backend: str | None = None  # None: the automatic choice
-    threads: int | None = None
-
-
-def train(settings: Settings, run: StrPath) -> float:
-    """Train a captioner and keep it in the new directory ``run``. Returns the lowest val loss per caption.
-
-    Sets the process's backend and threads if asked to, and seeds NumPy's global generator.
-    Raises ``FileExistsError`` where ``run`` holds something, and what opening the data and the solver raise.
-    """
-    if settings.backend is not None:
-        backend.use_backend(settings.backend)
-    if settings.threads is not None:
-        backend.set_num_threads(settings.threads)
-    settings = replace(
-        settings,
-        data=str(Path(settings.data).resolve()),
-        backend=backend.current_backend(),
-        threads=backend.get_num_threads(),
-    )
-    for name in ("lr", "lr_decay"):
-        if not np.isfinite(getattr(settings, name)):
-            raise ValueError(f"{name}: expected a finite number, got {getattr(settings, name)}")
-    data = open_data(settings.data)
-    data.train.check_features()
-    data.val.check_features()
-    rng = np.random.default_rng(settings.seed)
-    if settings.max_train is not None:
-        data = replace(data, train=data.train.subset(settings.max_train, rng))
-    np.random.seed(settings.seed)
-    model = CaptioningRNN(
-        data.word_to_idx, data.input_dim, settings.wordvec, settings.hidden, settings.cell, np.float32
-    )
-    model.feature_pca = data.pca
-    solver = CaptioningSolver(
-        model,
-        data,
-        update_rule=settings.update_rule,
-        optim_config={"learning_rate": settings.lr},
-        lr_decay=settings.lr_decay,
-        batch_size=settings.batch_size,
-        num_epochs=settings.epochs,
-        verbose=False,
-        rng=rng,
-    )
-    config = tomli_w.dumps({name: value for name, value in asdict(settings).items() if value is not None})
-    files.check_new_directory(run)
-    run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
-    files.write_text(run / CONFIG, config)
-    with (
-        open(run / METRICS, "w", encoding="utf-8", buffering=1) as metrics,
-        tqdm(total=settings.epochs * solver.iterations_per_epoch, unit="it", smoothing=0.05) as bar,
-    ):
-        record = _Record(run, data, metrics, bar)
-        solver.on_step, solver.on_epoch = record.step, record.epoch
-        solver.train()
-    return record.best
-
-
-class _Record:
-    """Watches a solver: progress bar, metrics, models."""
-
-    def __init__(self, run: Path, data: CaptionData, metrics: TextIO, bar: Any) -> None:
-        self.run, self.data, self.metrics, self.bar = run, data, metrics, bar
-        self.best = float("inf")
-        self.seconds, self.tokens = 0.0, 0  # of training, without validation
-        self.started = time.perf_counter()
-        self.sizes: list[int] = []  # of this epoch's minibatches
-
-    def step(self, solver: CaptioningSolver, captions: Array) -> None:
-        """After an iteration."""
-        now = time.perf_counter()
-        self.seconds, self.started = self.seconds + now - self.started, now
-        self.tokens += int(np.count_nonzero(captions[:, 1:] != self.data.word_to_idx["<NULL>"]))
-        self.sizes.append(len(captions))
-        iteration, loss = len(solver.loss_history), solver.loss_history[-1]
-        self._check(loss, "loss", iteration)
-        self._write(iteration=iteration, loss=loss)
-        rate = self.tokens / self.seconds
-        self.bar.set_postfix_str(f"loss {loss:.2f}, {rate:,.0f} tokens/s", refresh=False)
-        self.bar.update()
-
-    def epoch(self, solver: CaptioningSolver) -> None:
-        """After an epoch: validate, and keep the model."""
-        val_loss = mean_loss(solver.model, self.data.val)
-        self._check(val_loss, "val loss", len(solver.loss_history))
-        train_loss = float(np.average(solver.loss_history[-len(self.sizes) :], weights=self.sizes))
-        self.sizes.clear()
-        self._write(
-            epoch=solver.epoch,
-            iteration=len(solver.loss_history),
-            train_loss=train_loss,
-            val_loss=val_loss,
-            tokens_per_second=round(self.tokens / self.seconds),
-            seconds=round(self.seconds, 3),
-        )
-        solver.model.save(self.run / LAST)
-        mark = ""
-        if val_loss < self.best:
-            self.best, mark = val_loss, ", the best so far"
-            solver.model.save(self.run / BEST)
-        (caption,) = _captions(solver.model, self.data.val.features[:1], self.data.idx_to_word)
-        self.bar.write(
-            f"epoch {solver.epoch}: train loss {train_loss:.3f}, val loss {val_loss:.3f} per caption{mark}\n"
-            f"    it says of {self.data.val.urls[0]}: {' '.join(caption)}"
-        )
-        self.started = time.perf_counter()
-
-    def _check(self, loss: float, name: str, iteration: int) -> None:
-        if not np.isfinite(loss):
-            raise ValueError(
-                f"{self.run}: the {name} is {loss} at iteration {iteration}: lower the learning rate"
-            )
-
-    def _write(self, **values: float) -> None:
-        with files.naming(self.run / METRICS):
-            self.metrics.write(json.dumps(values, allow_nan=False) + "\n")
-
-
-def mean_loss(model: CaptioningRNN, split: Split) -> float:
-    """The loss per caption over a whole split."""
-    total = 0.0
-    for features, captions, _ in split.minibatches(BATCH):
-        total += model.evaluate_loss(features, captions) * len(captions)
-    return total / len(split)
 
 
 def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> dict[str, Any]:
@@ -191,8 +39,8 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     run = Path(run)
     model, opened = _open(run, data)
     of_split, references = opened.split(split), opened.references(split)
-    outputs = _captions(model, of_split.features, opened.idx_to_word, progress=True)
-    bleu = corpus_bleu(outputs, [[words(text) for text in of_image] for of_image in references])
+    outputs = captions_of(model, of_split.features, opened.idx_to_word, progress=True)
+    bleu = bleu_of(outputs, references)
     result = {
         "protocol": f"{BLEU_PROTOCOL}; greedy decoding",
         "data": str(opened.directory),
@@ -252,7 +100,9 @@ def sample(
         for image in chosen
     ]
     samples = []
-    for image, caption in zip(chosen, _captions(model, np.stack(features), opened.idx_to_word), strict=True):
+    for image, caption in zip(
+        chosen, captions_of(model, np.stack(features), opened.idx_to_word), strict=True
+    ):
         if isinstance(image, int):
             name = of_split.urls[image]
             source = locate(opened.directory, name)
@@ -338,21 +188,15 @@ def _figures(bleu: Bleu) -> dict[str, float]:
     }
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file."""
-    text = files.read_text(path)
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a TOML file: {error}") from error
-
-
 def _open(run: Path, data: StrPath | None) -> tuple[CaptioningRNN, CaptionData]:
     """A run's best model, and the data directory given or else trained on; they fit each other."""
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
     if (run / METRICS).exists() and not (run / BEST).exists():
-        raise FileNotFoundError(f"{run / BEST}: no such file: the training ended before its first epoch did")
+        raise FileNotFoundError(
+            f"{run / BEST}: no such file: the training ended before its first epoch did; go on with "
+            f"fastrnn train --out {run} --resume"
+        )
     model = CaptioningRNN.load(run / BEST)
     opened = open_data(data if data is not None else _trained_on(run))
     _check_fit(run / BEST, model, opened)
@@ -384,18 +228,3 @@ def _same(a: PCA | None, b: PCA | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.components.shape == b.components.shape and np.allclose(a.components, b.components, atol=1e-4)
-
-
-def _captions(
-    model: CaptioningRNN, features: Array, idx_to_word: list[str], progress: bool = False
-) -> list[list[str]]:
-    """The words of a caption for every image, without START, END and NULL."""
-    captions = []
-    with tqdm(total=len(features), unit="image", desc="captions", disable=not progress) as bar:
-        for start in range(0, len(features), BATCH):
-            for tokens in model.sample(features[start : start + BATCH]).tolist():
-                caption = [idx_to_word[token] for token in tokens]
-                ended = caption[: caption.index("<END>")] if "<END>" in caption else caption
-                captions.append([word for word in ended if word not in ("<NULL>", "<START>")])
-                bar.update()
-    return captions

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 
 from fastrnn import backend
-from fastrnn.arrays import fresh_memory, in_one_piece
+from fastrnn.arrays import fresh_memory, in_one_piece, views_of_one
 
 
 def test_arrays_in_one_piece_are_apart_and_begin_at_cache_lines():
@@ -18,6 +18,23 @@ def test_arrays_in_one_piece_are_apart_and_begin_at_cache_lines():
             array.fill(i)
         for i, array in enumerate(arrays):
             np.testing.assert_array_equal(array, i)
+
+
+def test_views_are_in_the_same_places_wherever_the_memory_is():
+    """Ranks add up these arrays as they lie."""
+    shapes = [(3, 5), (0, 4), (1,), (7, 1, 3)]
+    kept, places = [], set()
+    for size in range(50):
+        kept.append(np.empty(size, np.uint8))  # so that the next piece begins elsewhere
+        whole, views = views_of_one(np.float32, *shapes)
+        kept.append(whole)
+        assert not whole.any()
+        assert whole.dtype == np.float32
+        places.add(tuple(view.ctypes.data - whole.ctypes.data for view in views if view.size))
+        for view in views:
+            view[...] = 1
+        assert whole.sum() == 15 + 1 + 21
+    assert places == {(0, 64, 128)}
 
 
 def test_kept_memory_is_each_threads_own_and_grows():

@@ -3,12 +3,14 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn import backend, files, recurrence
+from fastrnn.captioning import Dropout
 from fastrnn.gradient_check import eval_numerical_gradient
 
 WORDS = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog"])}
@@ -73,6 +75,100 @@ def test_gradients(cell_type, rng):
         numeric = eval_numerical_gradient(lambda _: model.loss(features, CAPTIONS)[0], w, verbose=False)
         assert np.abs(numeric).max() > 1e-3
         np.testing.assert_allclose(grads[name], numeric, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("cell_type", CELLS)
+@pytest.mark.parametrize("p", [(0.4, 0.0), (0.0, 0.3), (0.5, 0.25)])
+def test_dropout(cell_type, p, rng):
+    """The published steps with the factors put in by hand; central differences; none of it in validation."""
+    model = make_model(cell_type)
+    for name, w in model.params.items():
+        model.params[name] = 0.5 * rng.standard_normal(w.shape)
+    features, params = rng.standard_normal((5, 4)), model.params
+    dropout = Dropout(*p, seed=3, iteration=8)
+    loss, grads = model.loss(features, CAPTIONS, dropout=dropout)
+
+    h0 = features @ params["W_proj"] + params["b_proj"]
+    forward = fastrnn.rnn_forward if cell_type == "rnn" else fastrnn.lstm_forward
+    words = params["W_embed"] * dropout.of_words(7, 3, float)
+    h, _ = forward(words[CAPTIONS[:, :-1]], h0, params["Wx"], params["Wh"], params["b"])
+    h = h * dropout.of_outputs(5, 6, 5, float).reshape(h.shape)
+    scores, _ = fastrnn.temporal_affine_forward(h, params["W_vocab"], params["b_vocab"])
+    expected, _ = fastrnn.temporal_softmax_loss(scores, CAPTIONS[:, 1:], CAPTIONS[:, 1:] != 0)
+    np.testing.assert_allclose(loss, expected, rtol=1e-13)
+    undropped = model.evaluate_loss(features, CAPTIONS)
+    np.testing.assert_allclose(undropped, as_published(model, features, CAPTIONS), rtol=1e-13)
+    assert abs(loss - undropped) > 1e-3
+
+    for name, w in params.items():
+        numeric = eval_numerical_gradient(
+            lambda _: model.loss(features, CAPTIONS, dropout=dropout)[0], w, verbose=False
+        )
+        assert np.abs(numeric).max() > 1e-3
+        np.testing.assert_allclose(grads[name], numeric, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_what_is_dropped():
+    """As often as asked for, elsewhere at each iteration and for each seed; the mean stays."""
+    p = 0.3
+    given = Dropout(p, p, seed=1, iteration=2)
+    dropped = []
+    for other in (given, replace(given, seed=2), replace(given, iteration=3)):
+        for factors in (other.of_outputs(40, 9, 51, np.float32), other.of_words(360, 51, np.float32)):
+            assert factors.shape == (360, 51)
+            assert factors.dtype == np.float32
+            assert set(np.unique(factors)) == {0, np.float32(1 / (1 - p))}
+            assert abs(np.mean(factors == 0) - p) < 4 * np.sqrt(p * (1 - p) / factors.size)
+            dropped.append((factors == 0).ravel())
+    assert np.abs(np.corrcoef(dropped) - np.eye(len(dropped))).max() < 4 / np.sqrt(360 * 51)
+    np.testing.assert_array_equal(given.of_words(360, 51, float), given.of_words(500, 51, float)[:360])
+
+
+@pytest.mark.parametrize("T", [7, 10])
+def test_shares_of_a_minibatch(T, rng, dtype):
+    """Losses and gradients of shares add up to those of the whole, with dropout too."""
+    model = make_model(dtype=dtype)
+    features = rng.standard_normal((5, 4))
+    captions = np.pad(CAPTIONS, ((0, 0), (0, T - 7)))
+    dropout = Dropout(0.5, 0.25, seed=3, iteration=8)
+    loss, grads = model.loss(features, captions, dropout=dropout)
+    total, summed = 0.0, {name: np.zeros_like(w) for name, w in model.params.items()}
+    for start, stop in ((0, 2), (2, 3), (3, 5)):
+        share = {name: np.full_like(w, np.nan) for name, w in model.params.items()}
+        part, same = model.loss(
+            features[start:stop], captions[start:stop],
+            dropout=replace(dropout, first=start), count=5, into=share,
+        )  # fmt: skip
+        total += part
+        for name, grad in share.items():
+            assert same[name] is grad
+            summed[name] += grad
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(total, loss, rtol=tolerance)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(summed[name], grad, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def test_bad_dropout_and_bad_arrays_for_gradients(rng):
+    for p in (1.0, -0.1, np.nan):
+        for name in ("outputs", "words"):
+            with pytest.raises(
+                ValueError, match=f"{name}: expected a probability from 0 to below 1, got {p}"
+            ):
+                Dropout(**{name: p})
+    model = make_model()
+    features = rng.standard_normal((5, 4))
+    good = {name: np.zeros_like(w) for name, w in model.params.items()}
+    with pytest.raises(ValueError, match="into: Wx missing"):
+        model.loss(features, CAPTIONS, into={name: w for name, w in good.items() if name != "Wx"})
+    read_only = np.zeros((3, 20))
+    read_only.setflags(write=False)
+    for bad in (np.zeros((3, 19)), np.zeros((3, 20), np.float32), np.zeros((20, 3)).T, read_only):
+        with pytest.raises(
+            ValueError, match=r"into\['Wx'\]: expected a C-contiguous array to write to, \(3, 20\)"
+        ):
+            model.loss(features, CAPTIONS, into=good | {"Wx": bad})
+    assert not any(array.any() for array in good.values())
 
 
 @pytest.mark.parametrize("cell_type", CELLS)

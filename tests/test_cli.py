@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fastrnn
-from fastrnn import backend, cli, runs
+from fastrnn import backend, cli, evaluation, runs, training
 from fastrnn.data.prepare import words
 from fastrnn.images import placeholder_image
 from tests.datasets import edit_json, write_coco, write_h5
@@ -83,7 +83,7 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     best = min(line["val_loss"] for line in epochs)
     for name, loss in (("best", best), ("last", epochs[-1]["val_loss"])):
         model = fastrnn.CaptioningRNN.load(run / f"{name}.safetensors")
-        np.testing.assert_allclose(runs.mean_loss(model, opened.val), loss, rtol=1e-6)
+        np.testing.assert_allclose(evaluation.mean_loss(model, opened.val), loss, rtol=1e-6)
 
     assert cli.main(["evaluate", str(run)]) == 0
     out = capsys.readouterr().out
@@ -132,13 +132,13 @@ def test_a_run_is_its_settings(data, tmp_path, monkeypatch):
     val = opened.val
     whole = model.evaluate_loss(np.asarray(val.features[val.image_idxs]), val.captions)
     np.testing.assert_allclose(epochs[-1]["val_loss"], whole, rtol=1e-5)
-    monkeypatch.setattr(runs, "BATCH", 7)  # 40 captions: the last minibatch is shorter
-    np.testing.assert_allclose(runs.mean_loss(model, val), whole, rtol=1e-5)
+    monkeypatch.setattr(evaluation, "BATCH", 7)  # 40 captions: the last minibatch is shorter
+    np.testing.assert_allclose(evaluation.mean_loss(model, val), whole, rtol=1e-5)
 
 
 def test_the_best_model_is_that_of_the_lowest_val_loss(data, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(runs, "mean_loss", lambda model, split: next(losses))
+    monkeypatch.setattr(training, "mean_loss", lambda *_: next(losses))
     assert train(data, tmp_path / "run") == 0
     losses = iter([3.0, 1.0])
     assert train(data, tmp_path / "shorter", "--epochs", "2") == 0
@@ -152,14 +152,14 @@ def test_the_best_model_is_that_of_the_lowest_val_loss(data, tmp_path, monkeypat
 
 def test_unknown_words_stay_in_the_output_and_markers_do_not():
     class Parrot:
-        def sample(self, features):
-            return np.array([[1, 4, 3, 0, 4, 2, 4], [4, 4, 4, 4, 4, 4, 3]])
+        def sample(self, features, max_length):
+            return np.array([[1, 4, 3, 0, 4, 2, 4], [4, 4, 4, 4, 4, 4, 3]])[:, :max_length]
 
     words = ["<NULL>", "<START>", "<END>", "<UNK>", "a"]
-    assert list(runs._captions(Parrot(), np.zeros((2, 1)), words)) == [
-        ["a", "<UNK>", "a"],
-        [*"aaaaaa", "<UNK>"],
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "MAX_LENGTH", 7)
+        captions = evaluation.captions_of(Parrot(), np.zeros((2, 1)), words)
+    assert captions == [["a", "<UNK>", "a"], [*"aaaaaa", "<UNK>"]]
 
 
 def test_one_seed_one_run(data, tmp_path):
@@ -184,7 +184,9 @@ def test_config_file(data, tmp_path):
     resolved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert resolved == {
         "data": str(data), "cell": "rnn", "hidden": 7, "wordvec": 4, "batch_size": 10, "epochs": 1,
-        "lr": 1e-3, "lr_decay": 1.0, "update_rule": "adam", "max_train": 25, "seed": 0,
+        "lr": 1e-3, "lr_decay": 1.0, "schedule": "constant", "warmup": 0, "dropout": 0.0,
+        "dropout_words": 0.0, "update_rule": "adam", "max_train": 25, "bucket": False, "score": "loss",
+        "checkpoint_every": 1000, "keep": 2, "tensorboard": False, "seed": 0,
         "backend": fastrnn.current_backend(), "threads": fastrnn.get_num_threads(),
     }  # fmt: skip
     assert len(records(tmp_path / "run")[0]) == 3
@@ -400,6 +402,8 @@ def test_wrong_config_files(data, tmp_path, capsys):
         ("wings = 2", "unknown settings wings; known are backend, batch_size"),
         ('hidden = "many"', "many"),
         ("hidden = true", "hidden: expected a number or a text, got True"),
+        ("hidden = [1]", "hidden: expected one value, got [1]"),
+        ('bucket = "yes"', "bucket: expected true or false, got 'yes'"),
         ("batch-size = 1\nbatch_size = 2", "has a setting twice"),
     ):
         path.write_text(text)
@@ -513,7 +517,7 @@ def test_options_of_prepare_and_evaluate_are_passed_on(coco, data, tmp_path, cap
 
 def test_tokens_per_second_and_train_loss_count_what_was_there(data, tmp_path, monkeypatch):
     """40 captions in minibatches of 30 and 10. The clock ticks once whenever somebody looks."""
-    monkeypatch.setattr(runs.time, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(training.time, "perf_counter", itertools.count().__next__)
     assert train(data, tmp_path / "run", "--batch-size", "30", "--epochs", "1") == 0
     steps, (epoch,) = records(tmp_path / "run")
     expected = (30 * steps[0]["loss"] + 10 * steps[1]["loss"]) / 40
@@ -523,13 +527,13 @@ def test_tokens_per_second_and_train_loss_count_what_was_there(data, tmp_path, m
 
 
 def test_validation_does_not_count_as_training_time(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "mean_loss", lambda model, split: time.sleep(0.5) or 1.0)
+    monkeypatch.setattr(training, "mean_loss", lambda *_: time.sleep(0.5) or 1.0)
     assert train(data, tmp_path / "run", "--epochs", "2") == 0
     assert records(tmp_path / "run")[1][-1]["seconds"] < 0.5
 
 
 def test_a_val_loss_that_is_not_finite(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "mean_loss", lambda model, split: float("nan"))
+    monkeypatch.setattr(training, "mean_loss", lambda *_: float("nan"))
     assert train(data, tmp_path / "run") == 2
     assert "the val loss is nan at iteration 5: lower the learning rate" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """The solver: the published loop to the digit, true epochs beside it, and whose arrays are whose."""
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 import fastrnn
 from fastrnn import optim
+from fastrnn.captioning import Dropout
 from fastrnn.data import prepare_data
+from fastrnn.solver import clip, cosine, warm_up
 from tests.datasets import write_coco
 
 WORDS = {word: i for i, word in enumerate(["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c"])}
@@ -264,3 +267,150 @@ def test_native_training_is_reproducible_and_learns(prepared):
         subject, verb = truth[0].lower().rstrip(".").split()[1:]
         assert subject in text
         assert verb in text
+
+
+def test_schedules():
+    np.testing.assert_allclose([cosine(4)(i) for i in range(6)], [1, 0.5 + 8**-0.5, 0.5, 0.5 - 8**-0.5, 0, 0])
+    assert [warm_up(4)(i) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [warm_up(2, cosine(2))(i) for i in range(5)] == [0.5, 1, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_a_schedule_scales_the_decayed_learning_rate(rule, rng):
+    """The published steps by hand, each with the rate that it should have."""
+    data, factors = published_data(rng), [0.5, 1.0, 0.25, 2.0, 0.0, 1.0]
+    settings = {"update_rule": rule, "optim_config": {"learning_rate": 0.01}, "verbose": False}
+    np.random.seed(1)
+    solver = fastrnn.CaptioningSolver(
+        make_model(), data, **settings, batch_size=6, num_epochs=2, lr_decay=0.5, schedule=factors.__getitem__
+    )
+    rates = []
+    solver.on_step = lambda solver, captions: rates.append(solver.learning_rate)
+    solver.train()
+    np.testing.assert_allclose(rates, 0.01 * np.array(factors) * [1, 1, 1, 0.5, 0.5, 0.5])
+    assert solver.optim_configs["Wx"]["learning_rate"] == 0.0025
+
+    np.random.seed(1)
+    model = make_model()
+    configs = {name: {} for name in model.params}
+    for rate in rates:
+        chosen = np.random.choice(20, 6)
+        features = data["train_features"][data["train_image_idxs"][chosen]]
+        _, grads = model.loss(features, data["train_captions"][chosen])
+        for name, w in model.params.items():
+            configs[name]["learning_rate"] = rate
+            model.params[name], configs[name] = getattr(optim, rule)(w, grads[name], configs[name])
+    for name, w in model.params.items():
+        np.testing.assert_array_equal(solver.model.params[name], w)
+
+
+def test_clip(rng, dtype):
+    grads = {name: rng.standard_normal(shape).astype(dtype) for name, shape in (("a", (90, 110)), ("b", 5))}
+    before = {name: grad.copy() for name, grad in grads.items()}
+    norm = np.sqrt(sum(np.sum(grad.astype(float) ** 2) for grad in grads.values()))
+    np.testing.assert_allclose(clip(grads, 1e4), norm, rtol=1e-6)
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(grad, before[name])
+    np.testing.assert_allclose(clip(grads, 2.5), norm, rtol=1e-6)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(grad, before[name] * (2.5 / norm), rtol=1e-6)
+    huge = {"a": np.full((3, 5000), 1e30, dtype)}  # their squares are too large for float32
+    np.testing.assert_allclose(clip(huge, 1.0), 1e30 * np.sqrt(15000), rtol=1e-6)
+    np.testing.assert_allclose(huge["a"], 1 / np.sqrt(15000), rtol=1e-6)
+    broken = {"a": np.array([1, np.nan], dtype)}
+    assert np.isnan(clip(broken, 0.1))
+    assert broken["a"][0] == 1
+
+
+def test_clipping_in_training(rng):
+    """Plain gradient descent moves as far as the clipped gradient's norm."""
+    solver = fastrnn.CaptioningSolver(
+        make_model(), published_data(rng), optim_config={"learning_rate": 1.0}, clip_norm=0.125, verbose=False
+    )
+    for _ in range(3):
+        before = {name: w.astype(float) for name, w in solver.model.params.items()}
+        solver._step()
+        moved = sum(np.sum((w - before[name]) ** 2) for name, w in solver.model.params.items())
+        assert solver.grad_norm > 0.125
+        np.testing.assert_allclose(np.sqrt(moved), 0.125, rtol=1e-4)
+
+
+def test_dropout_in_training(prepared):
+    """Each step drops others; a seed decides which; validation has none."""
+    dropout = Dropout(0.5, 0.2, seed=4)
+    solver = native_solver(prepared, batch_size=5, num_epochs=2, dropout=dropout)
+    seen, loss = [], solver.model.loss
+
+    def spy(features, captions, *, dropout):
+        seen.append(dropout)
+        return loss(features, captions, dropout=dropout)
+
+    solver.model.loss = spy
+    solver.train()
+    assert seen == [Dropout(0.5, 0.2, seed=4, iteration=i) for i in range(10)]
+    histories = [solver.loss_history]
+    for seed in (4, 5):
+        other = native_solver(prepared, batch_size=5, num_epochs=2, dropout=Dropout(0.5, 0.2, seed=seed))
+        other.train()
+        histories.append(other.loss_history)
+    assert histories[0] == histories[1] != histories[2]
+
+
+@pytest.mark.parametrize("rule", ["sgd_momentum", "rmsprop", "adam"])
+@pytest.mark.parametrize("steps", [0, 1, 4, 5, 7, 10])
+def test_state(prepared, rule, steps):
+    """Whoever loads it does what would have come, to the last bit: in an epoch, between two, at the end."""
+    settings = {"batch_size": 5, "lr_decay": 0.5, "bucket": True, "clip_norm": 1.0, "schedule": warm_up(7)}
+    whole, part, other = (native_solver(prepared, num_epochs=2, **settings) for _ in range(3))
+    for solver in (whole, part, other):
+        solver.update_rule = getattr(optim, rule)
+    other.rng = np.random.default_rng(99)
+    part.on_step = lambda solver, captions: setattr(solver, "stop", solver.iteration == steps)
+    if steps:
+        part.train()
+    arrays, plain = copy.deepcopy(part.state())
+    part.train()  # goes on too, and changes what it lent
+    other.load_state(arrays, json.loads(json.dumps(plain)))
+    assert (other.iteration, other.epoch, other.position) == (steps, steps // 5, steps % 5)
+    other.num_epochs = 2 - other.epoch
+    other.train()
+    whole.train()
+    assert other.loss_history == whole.loss_history
+    for name, w in whole.model.params.items():
+        np.testing.assert_array_equal(other.model.params[name], w)
+    assert other.optim_configs.keys() == whole.optim_configs.keys()
+    assert other.learning_rate == whole.learning_rate or steps == 10
+
+
+def test_stopping(prepared):
+    """After the iteration; train goes on with the rest of the epoch and no caption comes twice."""
+    solver = native_solver(prepared, batch_size=5, num_epochs=1)
+    batches, loss = [], solver.model.loss
+    solver.model.loss = lambda features, captions: batches.append(captions) or loss(features, captions)
+    solver.on_step = lambda solver, captions: setattr(solver, "stop", solver.iteration == 2)
+    solver.train()
+    assert (solver.iteration, solver.position, solver.epoch) == (2, 2, 0)
+    solver.train()
+    assert (solver.iteration, solver.position, solver.epoch) == (5, 0, 1)
+    seen = np.concatenate(batches)
+    assert sorted(map(tuple, seen)) == sorted(map(tuple, prepared.train.captions))
+
+
+def test_settings_that_do_not_fit(prepared, rng):
+    data = published_data(rng)
+    for settings, message in (
+        ({"clip_norm": 0}, "clip_norm: expected a number above 0, got 0"),
+        ({"schedule": cosine(3)}, "optim_config: expected a learning_rate for the schedule"),
+        ({"dropout": Dropout(0.5)}, "dropout: expected data of open_data with it, got a dictionary"),
+        ({"bucket": True}, "bucket: expected data of open_data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fastrnn.CaptioningSolver(make_model(), data, **settings)
+    with pytest.raises(ValueError, match="data: expected data of open_data to keep a state of"):
+        fastrnn.CaptioningSolver(make_model(), data).state()
+    solver = native_solver(prepared)
+    arrays, plain = solver.state()
+    with pytest.raises(ValueError, match="state: expected that of the update rule 'adam', got 'sgd'"):
+        solver.load_state(arrays, plain | {"update_rule": "sgd"})
+    with pytest.raises(ValueError, match="state: expected parameters of the model's shapes"):
+        solver.load_state(arrays | {"params.Wx": np.zeros(3)}, plain)

@@ -1,0 +1,502 @@
+"""A training run and the directory that keeps it: what ``fastrnn train`` does, callable from Python.
+
+A run directory holds ``config.toml`` (every setting, to be passed to ``--config`` again), ``metrics.jsonl``
+(one line per iteration and one per epoch), ``checkpoints`` (to go on from), ``best.safetensors`` (the model
+of the epoch with the lowest val loss, or the highest BLEU), ``last.safetensors`` (the newest model) and
+``tensorboard`` if asked for.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import threading
+import time
+import tomllib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import numpy as np
+import tomli_w
+from tqdm.auto import tqdm
+
+from fastrnn import backend, files
+from fastrnn.arrays import Array
+from fastrnn.captioning import CaptioningRNN, Dropout
+from fastrnn.checkpoint import State, checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from fastrnn.data.coco import CaptionData, open_data
+from fastrnn.distributed import Ranks
+from fastrnn.evaluation import bleu_of, captions_of, mean_loss
+from fastrnn.files import StrPath
+from fastrnn.metrics import load_bleu
+from fastrnn.solver import CaptioningSolver, cosine, warm_up
+
+CONFIG, METRICS, BEST, LAST = "config.toml", "metrics.jsonl", "best.safetensors", "last.safetensors"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run, with the command line's defaults."""
+
+    data: str  # the data directory
+    cell: str = "lstm"
+    hidden: int = 512
+    wordvec: int = 256
+    batch_size: int = 100  # of all ranks together
+    epochs: int = 10
+    lr: float = 1e-3
+    lr_decay: float = 1.0  # factor after each epoch
+    schedule: str = "constant"  # or "cosine"
+    warmup: int = 0  # iterations in which the learning rate rises
+    clip_norm: float | None = None
+    dropout: float = 0.0  # of outputs
+    dropout_words: float = 0.0
+    update_rule: str = "adam"
+    max_train: int | None = None
+    bucket: bool = False
+    patience: int | None = None  # epochs without a better val score
+    score: str = "loss"  # or "bleu"
+    checkpoint_every: int = 1000  # iterations
+    keep: int = 2  # checkpoints
+    tensorboard: bool = False
+    seed: int = 0
+    backend: str | None = None  # None: the automatic choice
+    threads: int | None = None
+
+
+# What a run that goes on cannot change: its state is of these, or its minibatches come from them.
+_FIXED = ("cell", "hidden", "wordvec", "batch_size", "update_rule", "max_train", "bucket", "seed", "score")
+
+
+class Stopped(BaseException):
+    """A signal ended training, after a checkpoint. Like ``KeyboardInterrupt`` it is no ``Exception``."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def train(
+    run: StrPath, *, resume: bool = False, ranks: Ranks | None = None, **given: Any
+) -> tuple[str, float]:
+    """Train a captioner and keep it in the directory ``run``. Returns the best epoch's kind of score, and it.
+
+    ``given`` are :class:`Settings`. ``run`` must be new or empty. With ``resume`` it may also be a run that
+    was stopped: it goes on from its newest checkpoint with its own settings, but for those given, and to the
+    last bit as if it had never been stopped, unless a setting is another. With ``ranks`` each of them calls
+    this; only rank 0 reads and writes the run.
+
+    Sets the process's backend and threads, by default the machine's cores by the ranks on it, and seeds
+    NumPy's global generator. SIGINT, SIGTERM and SIGHUP let it finish the iteration, write a checkpoint and
+    raise :class:`Stopped`; a second one does what it did before.
+
+    Raises ``FileExistsError`` where ``run`` holds something and ``resume`` is not given, ``ValueError`` for
+    impossible settings, those that this run cannot change, a loss that is not finite, or where another
+    process trains in ``run``, and what opening the data and the solver raise.
+    """
+    run, first = Path(run), ranks is None or ranks.rank == 0
+    with ExitStack() as stack:
+        stored, saved = None, None
+        if first and resume and (run / CONFIG).exists():
+            stack.enter_context(_alone_in(run))
+            stored, saved = _read(run)
+        if ranks is not None:
+            stored, saved = ranks.from_first((stored, saved))
+        if stored is None and "data" not in given:
+            raise ValueError(f"data: expected a data directory: {run} is no run to go on with")
+        settings = _resolved(Settings(**given) if stored is None else _changed(stored, given), given, ranks)
+        data, rng = _data(settings)
+        solver = _solver(settings, data, rng, ranks)
+        record = _Record(run, settings, data, solver, saved)
+        if first:
+            if stored is None:
+                files.check_new_directory(run)
+                run.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_alone_in(run))
+            config = {name: value for name, value in asdict(settings).items() if value is not None}
+            files.write_text(run / CONFIG, tomli_w.dumps(config))
+            record.open(stack)
+        with _signals(solver) as caught:
+            record.train()
+        if not record.finished:
+            signum = caught[0] if caught else signal.SIGTERM  # another rank's
+            raise Stopped(
+                signum,
+                f"stopped by {signal.Signals(signum).name} after iteration {solver.iteration}; "
+                f"to go on: fastrnn train --out {run} --resume",
+            )
+        return settings.score, record.best
+
+
+def _read(run: Path) -> tuple[Settings, Any]:
+    """The settings of a run, and its newest checkpoint that is whole, None where there is none."""
+    stored = read_config(run / CONFIG)
+    try:
+        settings = Settings(**stored)
+    except TypeError as error:
+        raise ValueError(f"{run / CONFIG}: not the settings of a run: {error}") from error
+    damaged = []
+    for path in checkpoints(run / CHECKPOINTS):
+        try:
+            return settings, load_checkpoint(path)
+        except ValueError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise ValueError(f"no checkpoint of the run is whole: {'; '.join(damaged)}")
+    return settings, None
+
+
+def _changed(stored: Settings, given: dict[str, Any]) -> Settings:
+    """A run's settings with those given in their place. Raises ``ValueError`` for what cannot change."""
+    for name in _FIXED:
+        value = getattr(stored, name)
+        if name in given and given[name] != value:
+            raise ValueError(
+                f"{name}: the run has {value!r} and cannot go on with {given[name]!r}; start another one"
+            )
+    return replace(stored, **given)
+
+
+def _resolved(settings: Settings, given: dict[str, Any], ranks: Ranks | None) -> Settings:
+    """Settings that are possible, with the data directory's whole path, and what really computes."""
+    for name, value in asdict(settings).items():
+        if isinstance(value, float) and not np.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+    for name, choices in (("schedule", ("constant", "cosine")), ("score", ("loss", "bleu"))):
+        if getattr(settings, name) not in choices:
+            raise ValueError(f"{name}: expected one of {choices}, got {getattr(settings, name)!r}")
+    for name, least in (("epochs", 1), ("warmup", 0), ("patience", 1), ("checkpoint_every", 1), ("keep", 1)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if settings.tensorboard:
+        _tensorboard()
+    if settings.backend is not None:
+        backend.use_backend(settings.backend)
+    threads = given.get("threads")
+    if threads is None and ranks is not None:
+        threads = ranks.threads_each()
+    if threads is not None:
+        backend.set_num_threads(threads)
+    if ranks is not None and backend.current_backend() == "numba":
+        with ranks.one_after_the_other_on_each_machine():  # the first compiles, the others find it
+            backend.warmup()
+    return replace(
+        settings,
+        data=str(Path(settings.data).resolve()),
+        backend=backend.current_backend(),
+        threads=backend.get_num_threads(),
+    )
+
+
+def _data(settings: Settings) -> tuple[CaptionData, np.random.Generator]:
+    """The data to train on, all of it finite, and the generator that shuffles it."""
+    data = open_data(settings.data)
+    if settings.score == "bleu":  # rather now than after an epoch
+        load_bleu()
+    data.train.check_features()
+    data.val.check_features()
+    rng = np.random.default_rng(settings.seed)
+    if settings.max_train is not None:
+        data = replace(data, train=data.train.subset(settings.max_train, rng))
+    return data, rng
+
+
+def _solver(
+    settings: Settings, data: CaptionData, rng: np.random.Generator, ranks: Ranks | None
+) -> CaptioningSolver:
+    np.random.seed(settings.seed)
+    model = CaptioningRNN(
+        data.word_to_idx, data.input_dim, settings.wordvec, settings.hidden, settings.cell, np.float32
+    )
+    model.feature_pca = data.pca
+    dropout = Dropout(settings.dropout, settings.dropout_words, settings.seed)
+    solver = CaptioningSolver(
+        model,
+        data,
+        update_rule=settings.update_rule,
+        optim_config={"learning_rate": settings.lr},
+        lr_decay=settings.lr_decay,
+        batch_size=settings.batch_size,
+        num_epochs=settings.epochs,
+        clip_norm=settings.clip_norm,
+        dropout=dropout if dropout.outputs or dropout.words else None,
+        bucket=settings.bucket,
+        ranks=ranks,
+        verbose=False,
+        rng=rng,
+    )
+    iterations = settings.epochs * solver.iterations_per_epoch
+    if settings.schedule == "cosine":
+        solver.schedule = cosine(max(iterations - settings.warmup, 1))
+    if settings.warmup:
+        solver.schedule = warm_up(settings.warmup, solver.schedule)
+    return solver
+
+
+class _Record:
+    """Watches a solver: progress bar, metrics, models, checkpoints; ends training early."""
+
+    _KEPT = ("epochs", "best", "best_epoch", "seconds", "tokens", "loss_sum", "captions")  # in checkpoints
+
+    def __init__(
+        self, run: Path, settings: Settings, data: CaptionData, solver: CaptioningSolver, saved: Any
+    ) -> None:
+        self.run, self.settings, self.data, self.solver = run, settings, data, solver
+        self.ranks = solver.ranks
+        self.writes = self.ranks is None or self.ranks.rank == 0
+        train = data.train
+        self.fingerprint = zlib.crc32(train.captions.tobytes(), zlib.crc32(train.image_idxs.tobytes()))
+        self.epochs = 0  # that were validated
+        self.best, self.best_epoch = float("inf") if settings.score == "loss" else -1.0, 0
+        self.seconds, self.tokens = 0.0, 0  # of training, without validation
+        self.loss_sum, self.captions = 0.0, 0  # of this epoch
+        self.saved_at: int | None = None  # the iteration of the newest checkpoint
+        self.board: Any = None
+        self.references = data.references("val") if settings.score == "bleu" else []
+        if saved is not None:
+            self._load(*saved)
+        solver.on_step, solver.on_epoch = self.step, self.epoch
+
+    def _load(self, state: State, notes: dict[str, Any]) -> None:
+        if notes["fingerprint"] != self.fingerprint:
+            raise ValueError(f"{self.data.directory}: its captions are not those that the run began with")
+        self.solver.load_state(*state)
+        for name in self._KEPT:
+            setattr(self, name, notes["record"][name])
+        self.saved_at = self.solver.iteration
+        for config in self.solver.optim_configs.values():
+            config["learning_rate"] *= self.settings.lr / notes["settings"]["lr"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or so many were without a better score that training ends early."""
+        patience = self.settings.patience
+        weary = patience is not None and self.epochs - self.best_epoch >= patience
+        return self.epochs >= self.settings.epochs or weary
+
+    def open(self, stack: ExitStack) -> None:
+        """Make the directory ready to go on in: nothing in it is newer than the checkpoint or unfinished."""
+        directory = self.run / CHECKPOINTS
+        directory.mkdir(exist_ok=True)
+        files.remove_unfinished(self.run, CONFIG, METRICS, BEST, LAST)
+        files.remove_unfinished(directory, "*")
+        newest = checkpoint_path(directory, self.solver.iteration)
+        for path in checkpoints(directory):
+            if path > newest:  # and not whole
+                path.rename(path.with_suffix(".damaged"))
+        path = self.run / METRICS
+        files.write_text(path, "".join(self._lines(path)))
+        self.metrics: TextIO = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        if self.settings.tensorboard:
+            self.board = stack.enter_context(_tensorboard()(self.run / TENSORBOARD, self.solver.iteration))
+
+    def _lines(self, path: Path) -> Iterator[str]:
+        """The metrics up to the checkpoint."""
+        if not path.exists():
+            return
+        for line in files.read_text(path).splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last one, of a process that was killed
+                return
+            if record["iteration"] <= self.solver.iteration and record.get("epoch", 0) <= self.epochs:
+                yield line
+
+    def train(self) -> None:
+        """Train until all is done or a signal came; what there is then is in the newest checkpoint."""
+        solver, settings = self.solver, self.settings
+        total = settings.epochs * solver.iterations_per_epoch
+        with tqdm(
+            total=total, initial=solver.iteration, unit="it", smoothing=0.05, disable=not self.writes
+        ) as bar:
+            self.bar = bar
+            self.started = time.perf_counter()
+            if self.epochs < solver.epoch:  # a signal came while it was validated
+                self.epoch(solver)
+            solver.num_epochs = settings.epochs - solver.epoch
+            if not self.finished and not solver.stop:
+                solver.train()
+            if not self.finished and self.saved_at != solver.iteration:
+                self.checkpoint()
+
+    def step(self, solver: CaptioningSolver, captions: Array) -> None:
+        """After an iteration."""
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        self.tokens += int(np.count_nonzero(captions[:, 1:] != self.data.word_to_idx["<NULL>"]))
+        loss = solver.loss_history[-1]
+        self.loss_sum += loss * solver.count
+        self.captions += solver.count
+        figures = {"loss": loss, "learning_rate": float(solver.learning_rate or 0)}
+        if solver.grad_norm is not None:
+            figures["grad_norm"] = solver.grad_norm
+        for name, value in figures.items():
+            self._check(name.replace("_", " "), value)
+        self._write(iteration=solver.iteration, **figures)
+        ranks = 1 if self.ranks is None else self.ranks.size
+        rate = self.tokens * ranks / self.seconds
+        self.bar.set_postfix_str(f"loss {loss:.2f}, {rate:,.0f} tokens/s", refresh=False)
+        self.bar.update()
+        within = solver.position < solver.iterations_per_epoch  # else the epoch's end follows at once
+        if within and solver.iteration % self.settings.checkpoint_every == 0:
+            self.checkpoint()
+            self.started = time.perf_counter()
+
+    def epoch(self, solver: CaptioningSolver) -> None:
+        """After an epoch: validate, and keep the model."""
+        val_loss = mean_loss(solver.model, self.data.val, self.ranks, lambda: solver.stop)
+        if val_loss is None:
+            solver.stop = True
+            return
+        self._check("val loss", val_loss)
+        tokens = np.array([self.tokens])
+        if self.ranks is not None:
+            self.ranks.sum(tokens)
+        figures = {"train_loss": self.loss_sum / self.captions, "val_loss": val_loss}
+        score = val_loss
+        if self.settings.score == "bleu":
+            outputs = captions_of(solver.model, self.data.val.features, self.data.idx_to_word, self.ranks)
+            score = figures["val_bleu_4"] = bleu_of(outputs, self.references).bleu[3]
+        self.epochs, self.loss_sum, self.captions = solver.epoch, 0.0, 0
+        self._write(
+            epoch=solver.epoch,
+            iteration=solver.iteration,
+            **figures,
+            tokens_per_second=round(int(tokens[0]) / self.seconds),
+            seconds=round(self.seconds, 3),
+        )
+        mark = ""
+        if score < self.best if self.settings.score == "loss" else score > self.best:
+            self.best, self.best_epoch, mark = score, solver.epoch, ", the best so far"
+            if self.writes:
+                solver.model.save(self.run / BEST)
+        self.checkpoint()
+        if self.writes:
+            (caption,) = captions_of(solver.model, self.data.val.features[:1], self.data.idx_to_word)
+            told = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
+            self.bar.write(
+                f"epoch {solver.epoch}: {told} per caption{mark}\n"
+                f"    it says of {self.data.val.urls[0]}: {' '.join(caption)}"
+            )
+            if self.finished and self.epochs < self.settings.epochs:
+                self.bar.write(
+                    f"no better {self.settings.score} for {self.settings.patience} epochs: the end"
+                )
+        if self.finished:
+            solver.stop = True
+        self.started = time.perf_counter()
+
+    def checkpoint(self) -> None:
+        """Write the newest model and a checkpoint, and remove the oldest."""
+        solver = self.solver
+        for name, w in solver.model.params.items():
+            self._check(name, float(np.isfinite(w).all() or np.nan), "has values that are not finite")
+        self.saved_at = solver.iteration
+        if not self.writes:
+            return
+        solver.model.save(self.run / LAST)
+        notes = {
+            "settings": asdict(self.settings),
+            "fingerprint": self.fingerprint,
+            "record": {name: getattr(self, name) for name in self._KEPT},
+        }
+        directory = self.run / CHECKPOINTS
+        save_checkpoint(checkpoint_path(directory, solver.iteration), solver.state(), notes)
+        for path in checkpoints(directory)[self.settings.keep :]:
+            path.unlink()
+
+    def _check(self, name: str, value: float, fault: str | None = None) -> None:
+        """Raise ``ValueError`` where a number is not finite, telling where that was and how to go on."""
+        if np.isfinite(value):
+            return
+        solver = self.solver
+        params = [name for name, w in solver.model.params.items() if not np.isfinite(w).all()]
+        message = (
+            f"{self.run}: the {name} {fault or f'is {value}'} at iteration {solver.iteration}: lower the "
+            "learning rate (--lr) or clip the gradients (--clip-norm)"
+        )
+        if params:
+            message += f"; after it {', '.join(params)} have NaN or infinite values"
+        if self.saved_at is not None:
+            message += f"; the checkpoint of iteration {self.saved_at} is good, --resume goes on from there"
+        raise ValueError(message)
+
+    def _write(self, **values: float) -> None:
+        if not self.writes:
+            return
+        with files.naming(self.run / METRICS):
+            self.metrics.write(json.dumps(values, allow_nan=False) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                if name not in ("iteration", "epoch"):
+                    self.board.add_scalar(name, value, values["iteration"])
+
+
+def _tensorboard() -> Callable[[Path, int], Any]:
+    """What opens a writer of events after so many iterations. Raises ``ImportError`` with the remedy."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard events need tensorboardX: pip install 'fastrnn[tensorboard]'"
+        ) from error
+    return lambda directory, iteration: SummaryWriter(str(directory), purge_step=iteration + 1)
+
+
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Hold the run directory. Raises ``ValueError`` where another process trains in it."""
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{run}: another process trains in it") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _signals(solver: CaptioningSolver) -> Iterator[list[int]]:
+    """Signals that end processes stop the solver instead, and are listed; the second one does what it did."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield caught
+        return
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        solver.stop = True
+        restore()
+
+    def restore() -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, stop)
+    try:
+        yield caught
+    finally:
+        restore()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises ``FileNotFoundError``, or ``ValueError`` naming the file."""
+    text = files.read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
