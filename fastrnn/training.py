@@ -335,10 +335,10 @@ class _Record:
         self.loss_sum += loss * solver.count
         self.captions += solver.count
         figures = {"loss": loss, "learning_rate": float(solver.learning_rate or 0)}
+        self._check("loss", loss)
         if solver.grad_norm is not None:
             figures["grad_norm"] = solver.grad_norm
-        for name, value in figures.items():
-            self._check(name.replace("_", " "), value)
+            self._check("gradient norm", solver.grad_norm)
         self._write(iteration=solver.iteration, **figures)
         ranks = 1 if self.ranks is None else self.ranks.size
         rate = self.tokens * ranks / self.seconds

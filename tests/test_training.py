@@ -1,0 +1,453 @@
+"""Long runs: killed, stopped, gone on with, ended early, diverged; what is in the run directory then."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import cli, files, training
+from fastrnn.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from fastrnn.data import prepare_data
+from tests.datasets import write_coco
+
+# Everything at once that a step may depend on
+OPTIONS = [
+    *("--hidden", "12", "--wordvec", "6", "--batch-size", "4", "--epochs", "24", "--max-train", "37"),
+    *("--schedule", "cosine", "--warmup", "20", "--lr-decay", "0.95", "--clip-norm", "1", "--bucket"),
+    *("--dropout", "0.3", "--dropout-words", "0.2", "--checkpoint-every", "1", "--tensorboard"),
+]
+ITERATIONS = 240
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    prepare_data(directory / "data", **write_coco(directory / "coco", images=20), min_count=1)
+    return directory / "data"
+
+
+def command(data, out, *options):
+    return [sys.executable, "-m", "fastrnn", "train", "--data", data, "--out", out, *OPTIONS, *options]
+
+
+def train(data, out, *options):
+    return cli.main([str(argument) for argument in command(data, out, *options)[3:]])
+
+
+def metrics(run):
+    """The lines, without what no two runs share."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "tokens_per_second")}
+        for line in lines
+    ]
+
+
+def assert_same_run(run, other):
+    """Models, optimiser state, history and metrics are the same to the last bit."""
+    for name in ("best.safetensors", "last.safetensors", f"checkpoints/{checkpoints_of(run)[0]}"):
+        (arrays, _), (others, _) = (files.read_tensors(each / name) for each in (run, other))
+        assert arrays.keys() == others.keys()
+        for key, array in arrays.items():
+            assert array.tobytes() == others[key].tobytes(), (name, key)
+    assert metrics(run) == metrics(other)
+
+
+def checkpoints_of(run):
+    return [path.name for path in checkpoints(run / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train(data, run) == 0
+    assert len(metrics(run)) == ITERATIONS + 24
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------
+# Killed and stopped
+
+
+def test_kill_9_at_random_moments(data, uninterrupted, tmp_path):
+    """Twenty times: some while it starts, most while it trains, of which it spends half with writing."""
+    run, rng = tmp_path / "run", np.random.default_rng()
+    log = run / "metrics.jsonl"
+    killed = 0
+    while killed < 20:
+        process = subprocess.Popen(command(data, run, "--resume"), stderr=subprocess.DEVNULL)
+        if killed % 4 == 0:
+            time.sleep(rng.uniform(0, 1.5))
+        else:
+            before = log.stat().st_mtime_ns if log.exists() else 0
+            while process.poll() is None and (not log.exists() or log.stat().st_mtime_ns == before):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        if process.wait() == 0:
+            break
+        killed += 1
+    assert killed >= 15, "it ended before it was killed often enough"
+    assert len(metrics(run)) < ITERATIONS + 24
+    assert train(data, run, "--resume") == 0
+    assert_same_run(run, uninterrupted)
+    assert not list(run.glob("**/.*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals(data, uninterrupted, tmp_path, signum):
+    """A checkpoint, the newest model and one line of what to do; the run goes on as if nothing had been."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data, run, "--checkpoint-every", "1000"), stderr=subprocess.PIPE, text=True
+    )
+    while not (run / "metrics.jsonl").exists() or len(metrics_or_none(run)) < 34:
+        time.sleep(0.005)
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=60)
+    iteration = metrics(run)[-1]["iteration"]
+    assert process.returncode == 128 + signum
+    assert error.splitlines()[-1] == (
+        f"fastrnn: stopped by {signal.Signals(signum).name} after iteration {iteration}; to go on: "
+        f"fastrnn train --out {run} --resume"
+    )
+    assert checkpoints_of(run)[0] == f"iteration-{iteration:09}.safetensors"
+    fastrnn.CaptioningRNN.load(run / "last.safetensors")
+    assert cli.main(["train", "--out", str(run), "--resume", "--checkpoint-every", "1"]) == 0
+    assert_same_run(run, uninterrupted)
+
+
+def metrics_or_none(run):
+    try:
+        return metrics(run)
+    except ValueError:  # a line is being written
+        return []
+
+
+def test_a_second_signal_ends_it_at_once(data, tmp_path):
+    slow = f"""
+import sys, time
+from fastrnn import cli, training
+loss = training.CaptioningRNN.loss
+def slowly(*arguments, **options):
+    print("step", flush=True)
+    time.sleep(60)
+training.CaptioningRNN.loss = slowly
+sys.exit(cli.main({[str(a) for a in command(data, tmp_path / "run")[3:]]}))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "step\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("when", ["validation", "last validation", "first step"])
+def test_a_signal_while_it_validates(data, uninterrupted, tmp_path, when, monkeypatch, capsys):
+    """The epoch's steps are done, its end is not: that comes first when it goes on."""
+    run, evaluated = tmp_path / "run", []
+    evaluate_loss = training.CaptioningRNN.evaluate_loss
+    at = {"validation": 3, "last validation": 24, "first step": 1}[when]
+
+    def interrupted(model, *batch):
+        evaluated.append(1)
+        if len(evaluated) == at and when != "first step":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_loss(model, *batch)
+
+    loss = training.CaptioningRNN.loss
+
+    def at_first(model, *batch, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(training.CaptioningRNN, "loss", loss)
+        return loss(model, *batch, **options)
+
+    monkeypatch.setattr("fastrnn.evaluation.BATCH", 20)  # two minibatches of val captions
+    monkeypatch.setattr(training.CaptioningRNN, "evaluate_loss", interrupted)
+    if when == "first step":
+        monkeypatch.setattr(training.CaptioningRNN, "loss", at_first)
+    assert train(data, run) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after iteration" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train(data, run, "--resume") == 0
+    for name in ("iteration", "loss", "train_loss"):
+        assert [m.get(name) for m in metrics(run)] == [m.get(name) for m in metrics(uninterrupted)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Going on
+
+
+def test_going_on_with_a_run_that_is_done(data, uninterrupted, tmp_path, capsys):
+    """Nothing changes; with more epochs it trains on."""
+    run = tmp_path / "run"
+    settings = ("--epochs", "2", "--schedule", "constant")
+    assert train(data, run, *settings) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
+    assert cli.main(["train", "--out", str(run), "--resume"]) == 0
+    assert "best val loss" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 0
+    assert train(data, tmp_path / "three", "--epochs", "3", "--schedule", "constant") == 0
+    assert_same_run(run, tmp_path / "three")
+    assert training.read_config(run / "config.toml")["epochs"] == 3
+
+
+def test_the_learning_rate_may_change(data, tmp_path):
+    run = tmp_path / "run"
+    plain = ("--epochs", "1", "--schedule", "constant", "--warmup", "0", "--lr", "0.01", "--lr-decay", "0.5")
+    assert train(data, run, *plain) == 0
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "2", "--lr", "0.03"]) == 0
+    rates = [line["learning_rate"] for line in metrics(run) if "loss" in line]
+    np.testing.assert_allclose(rates, [0.01] * 10 + [0.015] * 10)
+
+
+def test_what_cannot_change(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--epochs", "1") == 0
+    contents = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for option, value, stored in (
+        ("--hidden", "13", "12"),
+        ("--seed", "1", "0"),
+        ("--batch-size", "5", "4"),
+        ("--cell", "rnn", "'lstm'"),
+    ):
+        assert cli.main(["train", "--out", str(run), "--resume", option, value]) == 2
+        error = capsys.readouterr().err
+        name = option[2:].replace("-", "_")
+        assert f"fastrnn: {name}: the run has {stored} and cannot go on with" in error
+    prepare_data(tmp_path / "other", **write_coco(tmp_path / "coco", images=20, seed=1), min_count=1)
+    assert cli.main(["train", "--out", str(run), "--resume", "--data", str(tmp_path / "other")]) == 2
+    assert "other: its captions are not those that the run began with" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--epochs", "2"]) == 2
+    assert "Missing option '--out': the run to go on with" in capsys.readouterr().err
+    assert cli.main(["train", "--out", str(tmp_path / "nowhere"), "--resume"]) == 2
+    assert "nowhere is no run to go on with" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == contents
+
+
+def test_damaged_checkpoints(data, uninterrupted, tmp_path, capsys):
+    """The newest that is whole is taken; the others stay, under another name."""
+    run = tmp_path / "run"
+    assert train(data, run, "--epochs", "3", "--schedule", "constant", "--keep", "3") == 0
+    assert checkpoints_of(run) == [f"iteration-{i:09}.safetensors" for i in (30, 29, 28)]
+    newest, second, third = checkpoints(run / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    second.write_bytes(b"")
+    assert cli.main(["train", "--out", str(run), "--resume"]) == 0
+    assert sorted(path.name for path in newest.parent.glob("*.damaged")) == [
+        "iteration-000000029.damaged", "iteration-000000030.damaged",
+    ]  # fmt: skip
+    assert train(data, tmp_path / "whole", "--epochs", "3", "--schedule", "constant") == 0
+    assert_same_run(run, tmp_path / "whole")
+    for path in checkpoints(run / "checkpoints"):
+        path.write_bytes(b"x")
+    capsys.readouterr()
+    assert cli.main(["train", "--out", str(run), "--resume"]) == 2
+    assert "no checkpoint of the run is whole: " in capsys.readouterr().err
+    assert third.exists()
+
+
+def test_one_process_at_a_time(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--epochs", "1") == 0
+    holder = os.open(run, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    capsys.readouterr()
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "2"]) == 2
+    assert f"{run}: another process trains in it" in capsys.readouterr().err
+    os.close(holder)
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "2"]) == 0
+
+
+def test_a_checkpoint_as_a_file(tmp_path):
+    arrays = {"params.w": np.arange(3.0), "loss_history": np.array([1.5])}
+    plain = {
+        "iteration": 1,
+        "generator": np.random.default_rng(3).bit_generator.state,
+        "rate": np.float64(0.1),
+    }
+    path = checkpoint_path(tmp_path, 12)
+    save_checkpoint(path, (arrays, plain), {"note": [1, "two"]})
+    (loaded, state), notes = load_checkpoint(path)
+    assert (state, notes) == (plain, {"note": [1, "two"]})
+    np.testing.assert_array_equal(loaded["params.w"], arrays["params.w"])
+    for i in (7, 100):
+        save_checkpoint(checkpoint_path(tmp_path, i), (arrays, plain))
+    (tmp_path / "iteration-1.safetensors").touch()
+    (tmp_path / ".iteration-000000008.safetensors.abcd1234").touch()
+    assert [path.name[10:19] for path in checkpoints(tmp_path)] == ["000000100", "000000012", "000000007"]
+    before = path.read_bytes()
+    arrays["params.w"][1] = np.inf
+    with pytest.raises(ValueError, match=r"params\.w: has NaN or infinite values at iteration 1"):
+        save_checkpoint(path, (arrays, plain))
+    assert path.read_bytes() == before
+    files.write_tensors(path, arrays, {})
+    with pytest.raises(ValueError, match="expected a checkpoint saved as"):
+        load_checkpoint(path)
+
+
+def test_a_full_disk(data, tmp_path, monkeypatch, capsys):
+    """A checkpoint that cannot be written ends the run with its name; the one before is there."""
+    run, write = tmp_path / "run", type(tmp_path).write_bytes
+
+    def full(path, content):
+        if "iteration-000000007" in path.name:
+            write(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    assert train(data, run) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "iteration-000000007.safetensors" in error
+    monkeypatch.undo()
+    assert checkpoints_of(run)[0] == "iteration-000000006.safetensors"
+    assert not list(run.glob("**/.*"))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Ends
+
+
+def test_a_loss_that_is_not_finite(data, tmp_path, monkeypatch, capsys):
+    """It says where that began and which parameters; the last good checkpoint is there."""
+    run, loss = tmp_path / "run", training.CaptioningRNN.loss
+
+    def spoilt(model, *batch, **options):
+        value, grads = loss(model, *batch, **options)
+        if len(seen) == 12:
+            grads["Wh"][0, 0] = np.nan
+        seen.append(value)
+        return value, grads
+
+    for options, what, at in (((), "loss", 14), (("--clip-norm", "1"), "gradient norm", 13)):
+        seen = []
+        monkeypatch.setattr(training.CaptioningRNN, "loss", spoilt)
+        shutil.rmtree(run, ignore_errors=True)
+        assert cli.main([*arguments(data, run), "--checkpoint-every", "5", *options]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"run: the {what} is nan at iteration {at}: lower the learning rate (--lr)" in error
+        assert "Wh" in error.split("after it ")[1]
+        assert "the checkpoint of iteration 10 is good, --resume goes on from there" in error
+        assert checkpoints_of(run)[0] == "iteration-000000010.safetensors"
+        model = fastrnn.CaptioningRNN.load(run / "last.safetensors")
+        assert all(np.isfinite(w).all() for w in model.params.values())
+        monkeypatch.undo()
+        assert cli.main(["train", "--out", str(run), "--resume", "--lr", "1e-4"]) == 0
+
+
+def arguments(data, run):
+    small = ("--hidden", "12", "--wordvec", "6", "--batch-size", "4", "--epochs", "2")
+    return ["train", "--data", str(data), "--out", str(run), *small]
+
+
+def test_no_checkpoint_of_parameters_that_are_not_finite(data, tmp_path, monkeypatch, capsys):
+    run, loss = tmp_path / "run", training.CaptioningRNN.loss
+
+    def spoilt(model, *batch, **options):
+        value, grads = loss(model, *batch, **options)
+        grads["b_vocab"][2] = np.inf
+        return value, grads
+
+    monkeypatch.setattr(training.CaptioningRNN, "loss", spoilt)
+    assert cli.main([*arguments(data, run), "--checkpoint-every", "1"]) == 2
+    assert "the b_vocab has values that are not finite at iteration 1" in capsys.readouterr().err
+    assert checkpoints_of(run) == []
+
+
+def test_early_stopping(data, tmp_path, monkeypatch, capsys):
+    """After so many epochs without a better score; the best model is kept; going on does nothing."""
+    run = tmp_path / "run"
+    losses = iter([3.0, 2.0, 2.5, 1.0, 1.0, 1.5, 0.5])
+    monkeypatch.setattr(training, "mean_loss", lambda *_: next(losses))
+    assert cli.main([*arguments(data, run), "--epochs", "9", "--patience", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "best val loss 1.000" in captured.out
+    assert "no better loss for 2 epochs: the end" in captured.out + captured.err
+    assert [line["val_loss"] for line in metrics(run) if "epoch" in line] == [3.0, 2.0, 2.5, 1.0, 1.0, 1.5]
+    assert cli.main(["train", "--out", str(run), "--resume"]) == 0
+    assert next(losses) == 0.5
+
+
+def test_the_best_model_by_bleu(data, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    options = ("--score", "bleu", "--epochs", "30", "--lr", "0.02", "--patience", "12")
+    assert cli.main([*arguments(data, run), *options]) == 0
+    out = capsys.readouterr().out
+    epochs = [line for line in metrics(run) if "epoch" in line]
+    scores = [line["val_bleu_4"] for line in epochs]
+    assert max(scores) > 0.3
+    assert f"best val BLEU-4 {max(scores):.3f}" in out
+    assert cli.main(["evaluate", str(run)]) == 0
+    evaluated = json.loads((run / "evaluation-val.json").read_text())
+    np.testing.assert_allclose(evaluated["bleu_4"], max(scores), atol=1e-4)
+
+
+def test_tensorboard(data, uninterrupted, tmp_path):
+    """Events say what the metrics say, and again after going on."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    def scalars(run):
+        found = {}
+        for path in sorted((run / "tensorboard").iterdir()):
+            content = path.read_bytes()
+            while content:
+                size = int.from_bytes(content[:8], "little")
+                event = Event.FromString(content[12 : 12 + size])
+                content = content[16 + size :]
+                for value in event.summary.value:
+                    found[value.tag, event.step] = value.simple_value
+        return found
+
+    expected = {
+        (name, line["iteration"]): value
+        for line in metrics(uninterrupted)
+        for name, value in line.items()
+        if name not in ("iteration", "epoch")
+    }
+    found = scalars(uninterrupted)
+    assert {key for key in found if key[0] not in ("seconds", "tokens_per_second")} == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-6)
+
+
+def test_without_tensorboardx(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert train(data, tmp_path / "run") == 2
+    assert "pip install 'fastrnn[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"schedule": "linear"}, "schedule: expected one of"),
+        ({"score": "meteor"}, "score: expected one of"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"patience": 0}, "patience: expected at least 1, got 0"),
+        ({"warmup": -1}, "warmup: expected at least 0, got -1"),
+        ({"dropout": 1.0}, "outputs: expected a probability from 0 to below 1, got 1.0"),
+        ({"clip_norm": -1.0}, "clip_norm: expected a number above 0, got -1.0"),
+        ({"clip_norm": float("nan")}, "clip_norm: expected a finite number, got nan"),
+    ],
+)
+def test_impossible_settings(data, tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        training.train(tmp_path / "run", data=str(data), hidden=3, wordvec=3, **setting)
+    assert not (tmp_path / "run").exists()
