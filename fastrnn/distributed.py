@@ -16,42 +16,48 @@ import numpy as np
 from fastrnn import backend
 from fastrnn.arrays import Array
 
-# What launchers tell each process: how many there are (MPICH, Intel MPI; Open MPI; PMIx under Slurm)
-_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-_UNDER_A_LAUNCHER = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # launchers tell how many processes there are
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+_REMEDY = (
+    "start with the mpiexec of that library (mpiexec -n RANKS), or under Slurm with srun --mpi=pmix or pmi2"
+)
 
 
 def launched() -> bool:
     """Whether an MPI launcher started this process."""
-    return any(name in os.environ for name in _UNDER_A_LAUNCHER)
+    return any(name in os.environ for name in _RANKS)
 
 
 def connect() -> "Ranks":
     """Join the processes that were started together, e.g. by ``mpiexec -n 4``.
 
-    Raises ``ImportError`` without mpi4py or without an MPI library, ``RuntimeError`` where the launcher
-    belongs to another MPI library, so that every process believes to be alone, or where there is none.
+    Raises ``ImportError`` without mpi4py or without an MPI library, ``RuntimeError`` where no launcher
+    started the process, or that of another MPI library: then every process would believe to be alone.
     """
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # where it does not fit, it would abort
         from mpi4py import MPI
     except ImportError as error:
         raise ImportError(
             f"MPI cannot be loaded ({error}): pip install 'fastrnn[mpi]' mpich, or use the MPI of the cluster"
         ) from error
-    ranks = Ranks(MPI, MPI.COMM_WORLD.Dup())
-    told = [int(os.environ[name]) for name in _SIZES if name in os.environ] if launched() else []
-    library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
-    if told and ranks.size != told[0]:
+    library = MPI.get_vendor()[0]
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and library != "Open MPI":
         raise RuntimeError(
-            f"the launcher started {told[0]} processes, but MPI ({library}) sees {ranks.size}: the launcher "
-            "is that of another MPI library; start with the mpiexec of this one, or under Slurm with "
-            "srun --mpi=pmix or --mpi=pmi2"
+            f"this process was started by Open MPI, and its MPI library is {library}: {_REMEDY}"
+        )
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+    ranks = Ranks(MPI, MPI.COMM_WORLD.Dup())
+    told = next((int(os.environ[name]) for name in _SIZES if name in os.environ), None)
+    if told is not None and ranks.size != told:
+        raise RuntimeError(
+            f"the launcher started {told} processes, but {library} sees {ranks.size}: {_REMEDY}"
         )
     if not launched() and ranks.size == 1:
-        raise RuntimeError(
-            f"no MPI launcher started this process, and MPI ({library}) sees it alone: start with mpiexec -n "
-            "RANKS, or under Slurm with srun --mpi=pmix or --mpi=pmi2"
-        )
+        raise RuntimeError(f"no MPI launcher started this process; its MPI library is {library}: {_REMEDY}")
     return ranks
 
 

@@ -51,8 +51,9 @@ class CaptioningSolver:
     ``position`` (minibatches of the epoch that are done, with ``open_data``), ``learning_rate`` and
     ``grad_norm`` (of the last step; the norm before clipping, None without), ``optim_configs`` (settings and
     state of the rule per parameter), ``update_rule`` (the function), ``stop`` (set it, and ``train`` returns
-    after the iteration; called again it goes on from there); ``best_val_acc``, ``best_params``,
-    ``train_acc_history`` and ``val_acc_history`` exist for compatibility and stay as they are.
+    after the iteration, with ranks after the next; called again it goes on); ``best_val_acc``,
+    ``best_params``, ``train_acc_history`` and ``val_acc_history`` exist for compatibility and stay as they
+    are.
 
     Raises ``ValueError`` for an unknown setting or update rule, a batch_size or print_every below 1, a
     clip_norm that is not above 0, or settings that do not fit each other.
@@ -230,7 +231,7 @@ class CaptioningSolver:
                 if self.on_epoch is not None:
                     self.on_epoch(self)
                 if self.ranks is not None:
-                    self._all_stop = self.ranks.any(self.stop)
+                    self._all_stop = self._all_stop or self.ranks.any(self.stop)
             if self.stop if self.ranks is None else self._all_stop:
                 self.stop = self._all_stop = False
                 return
