@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 import fastrnn
 from fastrnn import backend, check, runs, training
-from fastrnn.data import make_shapes, prepare_data
+from fastrnn.data import make_coco_size, make_shapes, prepare_data
 from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
 from fastrnn.distributed import connect, launched
 
@@ -430,6 +430,20 @@ def data_shapes(
     prepared = make_shapes(out, train=train, val=val, seed=seed, progress=True)
     for split, result in prepared.items():
         print(f"{split}: {result.images} pictures, {result.captions} captions")
+    print(f"the data set is in {out}: fastrnn train --data {out}")
+
+
+@data_app.command("coco-size")
+def data_coco_size(
+    out: Annotated[Path, typer.Argument(help="New data directory.")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Features 4,096 wide, as before a PCA (2 GB), instead of 512.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; one seed, one data set.")] = 0,
+) -> None:
+    """Write a data set with the sizes of the published one, of made-up scenes, to try long runs on."""
+    for split, (images, captions) in make_coco_size(out, raw=raw, seed=seed, progress=True).items():
+        print(f"{split}: {images} images, {captions} captions")
     print(f"the data set is in {out}: fastrnn train --data {out}")
 
 

@@ -432,6 +432,18 @@ def open_h5(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: not a whole HDF5 file: {error}") from error
 
 
+@contextmanager
+def new_h5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to write. Raises ``OSError`` naming it where it cannot be written."""
+    import h5py
+
+    try:
+        with h5py.File(path, "w") as file:
+            yield file
+    except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where a file cannot be closed
+        raise OSError(f"{path.name}: could not be written: {error}") from error
+
+
 def dataset(file: Any, name: str) -> Any:
     """A data set of an HDF5 file. Raises ``ValueError`` naming the file where it has none such."""
     if not hasattr(file.get(name), "dtype"):

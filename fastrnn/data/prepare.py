@@ -368,15 +368,12 @@ def _write_features(path: Path, source: Source, projection: PCA | None, progress
     import h5py
 
     D = source.width if projection is None else len(projection.components)
-    try:
-        with h5py.File(path, "w") as file:
-            reserve = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            reserve.set_obj_track_times(False)  # one input, one file
-            space = h5py.h5s.create_simple((len(source.image_ids), D))
-            offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
-    except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where a file cannot be closed
-        raise OSError(f"{path.name}: could not be written: {error}") from error
+    with coco.new_h5(path) as file:
+        reserve = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        reserve.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        reserve.set_obj_track_times(False)  # one input, one file
+        space = h5py.h5s.create_simple((len(source.image_ids), D))
+        offset = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, reserve).get_offset()
     with files.naming(path.name), open(path, "r+b") as target:
         for images, rows in source.features(f"writing {path.name}", progress):
             features = rows if projection is None else projection.project(rows)
