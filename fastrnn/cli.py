@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 import fastrnn
 from fastrnn import backend, check, runs, training
-from fastrnn.data import make_coco_size, make_shapes, prepare_data
+from fastrnn.data import download_data, make_coco_size, make_shapes, prepare_data
 from fastrnn.data.coco import CaptionData, Split, decode_captions, open_data
+from fastrnn.data.download import URL
 from fastrnn.distributed import connect, launched
 
 app = typer.Typer(
@@ -430,6 +431,23 @@ def data_shapes(
     prepared = make_shapes(out, train=train, val=val, seed=seed, progress=True)
     for split, result in prepared.items():
         print(f"{split}: {result.images} pictures, {result.captions} captions")
+    print(f"the data set is in {out}: fastrnn train --data {out}")
+
+
+@data_app.command("download")
+def data_download(
+    out: Annotated[Path, typer.Argument(help="New data directory.")],
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Where the archive is, instead of {URL}; several are tried in turn."),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Checksum of the archive, 64 digits; another archive is refused.")
+    ] = None,
+) -> None:
+    """Fetch the archive that came with the exercises (over a gigabyte), and unpack its data set."""
+    for difference in download_data(out, url or (URL,), sha256=sha256, progress=True):
+        print(f"note: {difference}")
     print(f"the data set is in {out}: fastrnn train --data {out}")
 
 

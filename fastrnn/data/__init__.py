@@ -9,6 +9,7 @@ from fastrnn.data.coco import (
     sample_coco_minibatch,
 )
 from fastrnn.data.coco_size import make_coco_size
+from fastrnn.data.download import download_data
 from fastrnn.data.pca import PCA
 from fastrnn.data.prepare import prepare_data
 from fastrnn.data.shapes import make_shapes
@@ -18,6 +19,7 @@ __all__ = [
     "CaptionData",
     "Split",
     "decode_captions",
+    "download_data",
     "load_coco_data",
     "make_coco_size",
     "make_shapes",
