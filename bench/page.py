@@ -27,12 +27,12 @@ def write(results: Results, directory: Path, readme: Path | None) -> None:
         renew(readme, summary(results, directory.resolve().relative_to(readme.resolve().parent)))
 
 
-def renew(readme: Path, shown: Iterable[str]) -> None:
-    """Write lines between the marks of a README. Raises ``ValueError`` where it has none."""
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+def renew(readme: Path, shown: Iterable[str], mark: str = BEGIN) -> None:
+    """Write lines between two marks of a page. Raises ``ValueError`` where it has none."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{readme}: expected a line {BEGIN!r} and after it a line {END!r}")
+        raise ValueError(f"{readme}: expected a line {mark!r} and after it a line {END!r}")
     files.write_text(readme, "\n".join([f"{before}{begin}", *shown, f"{end}{after}"]))
 
 

@@ -288,3 +288,37 @@ def test_the_short_report(monkeypatch, capsys):
     assert "train LSTM N=25, " in shown
     assert "decode LSTM N=1, " in shown
     assert "JAX                     skipped: jax not installed: pip install 'fastrnn[race]'" in shown
+
+
+def test_scaling(tmp_path, monkeypatch):
+    """The page's figures are those of the model, worked out by hand for some cells."""
+    from fastrnn.bench import scaling
+
+    monkeypatch.setattr(scaling, "compute", lambda N: 0.004 + 0.0005 * N)
+    monkeypatch.setattr(scaling, "allreduce", lambda ranks, size: 0.001 * ranks)
+    monkeypatch.setattr(scaling, "summing", lambda size: 1e10)
+    page = tmp_path / "scaling.md"
+    page.write_text(f"before\n{scaling.MARK}\nold\n<!-- to here -->\nafter\n")
+    scaling.main(page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{scaling.MARK}\nMeasured on ")
+    assert text.endswith("\n<!-- to here -->\nafter\n")
+    assert "old" not in text
+    assert "takes 2.0 ms with 2 ranks and 4.0 with 4" in text
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| 4 |")]
+    nbytes = 4 * sum(w.size for w in scaling.workload.model(Task("train")).params.values())
+    for row, share in zip(rows, (100, 100), strict=True):  # 4 machines: 100 each, or 400 by 4
+        seconds = 0.054 + 4 * 50e-6 + 0.75 * nbytes * (2 / 1e9 + 1 / 1e10)
+        alone = 0.054 / 100 if row is rows[0] else (0.004 + 0.2) / 400
+        assert float(row[1]) == round(1e3 * seconds, 1)
+        assert float(row[2]) == round(4 * share / seconds * alone, 1)
+        assert float(row[3]) == round(400_135 / (4 * share) * seconds)
+
+
+def test_the_measurements_of_scaling():
+    from fastrnn.bench import scaling
+
+    assert 0 < scaling.compute(2, seconds=0.01) < 5
+    assert scaling.summing(1000) > 0
+    pytest.importorskip("mpi4py")
+    assert 0 < scaling.allreduce(2, 1000) < 1
