@@ -4,6 +4,7 @@ mpi4py (extra ``mpi``) is imported in :func:`connect` alone, for importing it st
 """
 
 import os
+import signal
 import sys
 import time
 import zlib
@@ -122,12 +123,14 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End every rank where one of them raises: others would wait for it for ever.
+        """End every rank where one of them raises: the others would wait for it for ever.
 
         What all raise is told by rank 0 alone, the others wait for that.
         """
         try:
             yield
+        except (KeyboardInterrupt, SystemExit) as ended:
+            self._comm.Abort(ended.code if isinstance(ended, SystemExit) else 128 + signal.SIGINT)
         except Exception as error:
             if self.rank > 0:
                 time.sleep(1)

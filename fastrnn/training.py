@@ -116,6 +116,8 @@ def train(
         record = _Record(run, settings, data, solver, saved)
         if first:
             if stored is None:
+                if resume:  # killed before it had settings
+                    files.remove_unfinished(run, CONFIG)
                 files.check_new_directory(run)
                 run.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_alone_in(run))

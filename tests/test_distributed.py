@@ -249,6 +249,28 @@ def test_a_rank_that_raises(tmp_path, data, condition, who):
     assert f"fastrnn: rank {who} of 3: no more of it" in out + error
 
 
+def test_a_rank_that_is_ended_before_it_trains(tmp_path, data):
+    """SIGTERM while the data are opened on one rank: the others, which would wait for it, end too."""
+    code = """
+import os, signal, sys, time
+from fastrnn import cli, training
+from mpi4py import MPI
+prepare = training._data
+def slowly(settings):
+    if MPI.COMM_WORLD.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    return prepare(settings)
+training._data = slowly
+sys.argv[0] = "fastrnn"
+sys.exit(cli.main())
+"""
+    started = time.monotonic()
+    _, _, code = run(2, "-c", code, *command(data, tmp_path / "run")[2:])
+    assert code != 0
+    assert time.monotonic() - started < 10
+
+
 def test_mistakes_end_it_with_one_line(tmp_path, data):
     _, error, code = run(2, *command(data, tmp_path / "run", "--hidden", "0"))
     assert code != 0

@@ -240,6 +240,24 @@ def test_what_cannot_change(data, tmp_path, capsys):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == contents
 
 
+def test_killed_before_it_had_settings_or_a_checkpoint(data, uninterrupted, tmp_path, capsys):
+    """The same command begins it; what is not the run's own is in the way."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.toml.0a1b2c3d").write_text("data =")
+    assert train(data, run) == 2
+    assert "run: exists already and is not an empty directory" in capsys.readouterr().err
+    (run / "notes").touch()
+    assert train(data, run, "--resume") == 2
+    assert "run: exists already and is not an empty directory" in capsys.readouterr().err
+    (run / "notes").unlink()
+    assert train(data, run, "--resume") == 0
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    assert cli.main(["train", "--out", str(run), "--resume"]) == 0
+    assert_same_run(run, uninterrupted)
+
+
 def test_damaged_checkpoints(data, uninterrupted, tmp_path, capsys):
     """The newest that is whole is taken; the others stay, under another name."""
     run = tmp_path / "run"
