@@ -273,8 +273,9 @@ class _Record:
         for name in self._KEPT:
             setattr(self, name, notes["record"][name])
         self.saved_at = self.solver.iteration
-        for config in self.solver.optim_configs.values():
-            config["learning_rate"] *= self.settings.lr / notes["settings"]["lr"]
+        if self.settings.lr != notes["settings"]["lr"]:
+            for config in self.solver.optim_configs.values():
+                config["learning_rate"] = self.settings.lr * self.settings.lr_decay**self.solver.epoch
 
     @property
     def finished(self) -> bool:
@@ -323,7 +324,7 @@ class _Record:
             if self.epochs < solver.epoch:  # a signal came while it was validated
                 self.epoch(solver)
             solver.num_epochs = settings.epochs - solver.epoch
-            if not self.finished and not solver.stop:
+            if not self.finished and self.epochs == solver.epoch:
                 solver.train()
             if not self.finished and self.saved_at != solver.iteration:
                 self.checkpoint()
