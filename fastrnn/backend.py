@@ -413,7 +413,7 @@ def config() -> dict[str, str]:
         "backend": f"{name} ({chosen_by})",
         "available": ", ".join(available_backends()),
         "threads": str(get_num_threads()),
-        "isa": _instruction_set(name),
+        "isa": instruction_set(),
         "python": f"{platform.python_version()} on {sys.platform} {platform.machine()}",
         "numpy": np.__version__,
     }
@@ -431,7 +431,9 @@ def show_config() -> None:
         print(f"{label:<10} {value}")
 
 
-def _instruction_set(name: str) -> str:
+def instruction_set() -> str:
+    """What the current backend's kernels compute with, and what this CPU has, for people."""
+    name = current_backend()
     module = _module(name)
     if not hasattr(module, "instruction_sets"):
         return "this CPU's, by LLVM and BLAS" if name == "numba" else "that of NumPy"

@@ -53,7 +53,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # what overflows is told in words
-            return app(given or ["--help"], standalone_mode=False) or 0
+            code = app(given or ["--help"], standalone_mode=False) or 0
+            if code == 128 + signal.SIGINT:
+                print("fastrnn: interrupted", file=sys.stderr)
+            return code
     except typer.TyperException as error:
         message = error.format_message()
         if isinstance(error.__cause__, ValidationError):  # Typer's checks, which may not tell what was given
@@ -62,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
             message += "" if value in message else f", got {value}"
     except (OSError, ValueError, IndexError, ImportError, MemoryError, RuntimeError) as error:
         message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
     except training.Stopped as stopped:
         print(f"fastrnn: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
@@ -124,7 +129,8 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out where it stopped, or begin it if it is not there yet.",
+            help="Go on with the run in --out where it stopped, or begin it if it is not there yet. Other "
+            "options take effect from there on; cell, sizes, data, rule and seed stay.",
         ),
     ] = False,
     cell: Annotated[Literal["rnn", "lstm"], typer.Option(help="Recurrent cell.")] = "lstm",
@@ -143,7 +149,7 @@ def train(
         typer.Option(help="How the learning rate goes on after the warm-up: as it is, or down to 0."),
     ] = "constant",
     warmup: Annotated[
-        int, typer.Option(min=0, help="Iterations in which the learning rate rises from 0.")
+        int, typer.Option(min=0, help="Iterations in which the learning rate rises, in equal steps.")
     ] = _DEFAULTS.warmup,
     clip_norm: Annotated[
         float | None, typer.Option(help="Scale gradients down to this norm, over all parameters together.")

@@ -1,6 +1,6 @@
 """Data-parallel training: several processes, each with its share of every minibatch, joined by MPI.
 
-mpi4py (extra ``mpi``) is imported in :func:`connect` alone, for importing it starts MPI.
+mpi4py (extra ``mpi``) is imported, and MPI started, in :func:`connect` alone.
 """
 
 import os
@@ -93,6 +93,15 @@ class Ranks:
         """Rank 0's value, anything that can be pickled."""
         return self._comm.bcast(value, root=0)
 
+    def check_same(self, what: str, value: str) -> None:
+        """Raise ``ValueError``, on all ranks, unless all have the same value."""
+        values = self._comm.allgather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(
+                    f"{what}: rank 0 has {values[0]}, rank {rank} has {other}; expected the same"
+                )
+
     def check_agreement(self, params: Array, iteration: int) -> None:
         """Raise ``RuntimeError`` unless the ranks' parameters are the same to the last bit."""
         digest = zlib.crc32(params.view(np.uint8).data)
@@ -130,7 +139,8 @@ class Ranks:
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as ended:
-            self._comm.Abort(ended.code if isinstance(ended, SystemExit) else 128 + signal.SIGINT)
+            code = getattr(ended, "code", 128 + signal.SIGINT)
+            self._comm.Abort(code if isinstance(code, int) else 1)
         except Exception as error:
             if self.rank > 0:
                 time.sleep(1)

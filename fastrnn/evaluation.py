@@ -21,6 +21,7 @@ def mean_loss(
     split: Split,
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
+    progress: bool = False,
 ) -> float | None:
     """The loss per caption over a whole split, to the last bit the same on any number of ranks.
 
@@ -29,13 +30,14 @@ def mean_loss(
     batches = split.epoch(BATCH)
     mine = range(len(batches))[_share(ranks, len(batches))]
     losses = np.zeros(len(batches) + 1)  # of each minibatch; at the end, how many ranks were stopped
-    for i, (features, captions, _) in zip(
-        mine, read_ahead(split.read, [batches[i] for i in mine]), strict=True
-    ):
-        if stop():
-            losses[-1] = 1
-            break
-        losses[i] = model.evaluate_loss(features, captions) * len(captions)
+    batch_of = read_ahead(split.read, [batches[i] for i in mine])
+    with tqdm(total=len(mine), desc="val loss", leave=False, disable=not progress) as bar:
+        for i, (features, captions, _) in zip(mine, batch_of, strict=True):
+            if stop():
+                losses[-1] = 1
+                break
+            losses[i] = model.evaluate_loss(features, captions) * len(captions)
+            bar.update()
     if ranks is not None:
         ranks.sum(losses)
     return None if losses[-1] else float(sum(losses[:-1].tolist())) / len(split)
@@ -51,7 +53,7 @@ def captions_of(
     """The words of a greedy caption for every image, without START, END and NULL."""
     starts = range(0, len(features), BATCH)[_share(ranks, -(-len(features) // BATCH))]
     tokens = np.zeros((len(features), MAX_LENGTH), np.int32)
-    with tqdm(total=len(features), unit="image", desc="captions", disable=not progress) as bar:
+    with tqdm(total=len(features), unit="image", desc="captions", leave=False, disable=not progress) as bar:
         for start in starts:
             part = features[start : start + BATCH]
             tokens[start : start + BATCH] = model.sample(part, MAX_LENGTH)
@@ -67,8 +69,14 @@ def captions_of(
 
 
 def bleu_of(outputs: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Bleu:
-    """BLEU of one caption per image against all its raw references. Raises what :func:`corpus_bleu` does."""
-    return corpus_bleu(outputs, [[words(text) for text in of_image] for of_image in references])
+    """BLEU of one caption per image against all references of it; images without any do not count.
+
+    Raises what :func:`corpus_bleu` does.
+    """
+    known = [(output, of_image) for output, of_image in zip(outputs, references, strict=True) if of_image]
+    return corpus_bleu(
+        [output for output, _ in known], [[words(text) for text in of_image] for _, of_image in known]
+    )
 
 
 def _share(ranks: Ranks | None, count: int) -> slice:

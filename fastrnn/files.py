@@ -55,11 +55,12 @@ def remove_unfinished(directory: Path, *names: str) -> None:
 
 @contextmanager
 def naming(path: StrPath) -> Iterator[None]:
-    """Name the file in the ``OSError`` of a failed write, which does not tell it by itself."""
+    """Name the file in the ``OSError`` of a failed write, which tells none, or the one beside it."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        hidden = str(error.filename).startswith(os.fspath(Path(path).with_name(f".{Path(path).name}.")))
+        if error.errno is None or (error.filename is not None and not hidden):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
@@ -125,13 +126,18 @@ def read_json(path: StrPath) -> Any:
 
 
 def write_tensors(path: StrPath, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-    """Write arrays and text beside them as a safetensors file."""
+    """Write arrays and text beside them as a safetensors file; one content, one file."""
     from safetensors.numpy import save
 
     native = {name: np.ascontiguousarray(a, a.dtype.newbyteorder("=")) for name, a in arrays.items()}
     content = save(native, metadata)
+    size = int.from_bytes(content[:8], "little")  # of the header, whose metadata come in any order
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
     with replacing(path) as beside:
-        beside.write_bytes(content)
+        beside.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
 
 
 def read_tensors(path: StrPath) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 BLEU_PROTOCOL = (
-    "corpus BLEU over tokens [a-z]+ after lower-casing, all raw references of each image, closest reference "
+    "corpus BLEU over tokens [a-z]+ after lower-casing, all references of each image, closest reference "
     "length, no smoothing; <UNK> in an output is a wrong word"
 )
 

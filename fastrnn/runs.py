@@ -17,7 +17,7 @@ from fastrnn import files
 from fastrnn.arrays import Array
 from fastrnn.captioning import CaptioningRNN
 from fastrnn.data import shapes
-from fastrnn.data.coco import CaptionData, Split, locate, open_data
+from fastrnn.data.coco import MAX_WORDS, CaptionData, Split, locate, open_data
 from fastrnn.data.pca import PCA
 from fastrnn.evaluation import bleu_of, captions_of
 from fastrnn.files import StrPath
@@ -41,8 +41,11 @@ def evaluate(run: StrPath, split: str = "val", data: StrPath | None = None) -> d
     of_split, references = opened.split(split), opened.references(split)
     outputs = captions_of(model, of_split.features, opened.idx_to_word, progress=True)
     bleu = bleu_of(outputs, references)
+    kind = "raw references"
+    if not opened.has_raw_captions:
+        kind = f"references of at most {MAX_WORDS} words, rare ones <UNK>, as the data set has them"
     result = {
-        "protocol": f"{BLEU_PROTOCOL}; greedy decoding",
+        "protocol": f"{BLEU_PROTOCOL}; {kind}; greedy decoding",
         "data": str(opened.directory),
         "split": split,
         "images": len(outputs),
@@ -194,8 +197,8 @@ def _open(run: Path, data: StrPath | None) -> tuple[CaptioningRNN, CaptionData]:
         raise FileNotFoundError(f"{run}: no such run directory")
     if (run / METRICS).exists() and not (run / BEST).exists():
         raise FileNotFoundError(
-            f"{run / BEST}: no such file: the training ended before its first epoch did; go on with "
-            f"fastrnn train --out {run} --resume"
+            f"{run / BEST}: no such file: the training ended before its first epoch did, or it was removed; "
+            f"a training goes on by fastrnn train --out {run} --resume"
         )
     model = CaptioningRNN.load(run / BEST)
     opened = open_data(data if data is not None else _trained_on(run))

@@ -47,7 +47,7 @@ class CaptioningSolver:
     state of the rule, in place. Copy what you want to keep.
 
     Attributes: ``loss_history`` (one number per iteration), ``iteration`` (how many there were), ``epoch``,
-    ``count`` (captions of the last minibatch, of all ranks),
+    ``chosen`` (n,) (which captions made the last minibatch, of all ranks, with ``open_data``),
     ``position`` (minibatches of the epoch that are done, with ``open_data``), ``learning_rate`` and
     ``grad_norm`` (of the last step; the norm before clipping, None without), ``optim_configs`` (settings and
     state of the rule per parameter), ``update_rule`` (the function), ``stop`` (set it, and ``train`` returns
@@ -105,7 +105,7 @@ class CaptioningSolver:
         """Forget all that training has done, but for the model's parameters."""
         self.epoch = self.iteration = self.position = 0
         self.stop = self._all_stop = False
-        self.count = 0
+        self.chosen = np.arange(0)
         self.best_val_acc = 0
         self.best_params: dict[str, Array] = {}
         self.loss_history: list[float] = []
@@ -141,11 +141,11 @@ class CaptioningSolver:
             return -(-len(self.data.train) // self.batch_size)
         return max(len(self.data["train_captions"]) // self.batch_size, 1)
 
-    def _minibatch(self) -> tuple[Array, Array, int, int]:
-        """Features and captions, this rank's share of them; where it begins, and how many all have."""
+    def _minibatch(self) -> tuple[Array, Array]:
+        """Features and captions, of which each rank gets its share."""
         if not isinstance(self.data, CaptionData):
             captions, features, _ = sample_coco_minibatch(self.data, self.batch_size, split="train")
-            return features, captions, 0, len(captions)
+            return features, captions
         train, ranks = self.data.train, self.ranks
         if self.position == self.iterations_per_epoch:
             self.position, self._batches = 0, None
@@ -155,15 +155,19 @@ class CaptioningSolver:
             rest = self._epoch[self.position :]
             shares = rest if ranks is None else [chosen[ranks.share(len(chosen))] for chosen in rest]
             self._batches = read_ahead(train.read, shares)
-        features, captions, _ = next(self._batches)
-        count = len(self._epoch[self.position])
+        try:
+            features, captions, _ = next(self._batches)
+        except BaseException:  # interrupted, or not readable: the next call begins with this minibatch again
+            self.rng.bit_generator.state, self._batches = self._before_epoch, None
+            raise
+        self.chosen = self._epoch[self.position]
         self.position += 1
-        return features, captions, 0 if ranks is None else ranks.share(count).start, count
+        return features, captions
 
     def _step(self) -> None:
         """One iteration: draw a minibatch, compute the gradient, update every parameter."""
-        features, captions, first, self.count = self._minibatch()
-        loss, grads = self._loss(features, captions, first)
+        features, captions = self._minibatch()
+        loss, grads = self._loss(features, captions)
         self.loss_history.append(loss)
         if self.clip_norm is not None:
             self.grad_norm = clip(grads, self.clip_norm)
@@ -190,17 +194,22 @@ class CaptioningSolver:
         self.optim_configs[name] = config
         self.model.params[name] = self._updated[name] = next_w
 
-    def _loss(self, features: Array, captions: Array, first: int) -> tuple[float, dict[str, Array]]:
-        """Loss and gradients of a minibatch, of which these are this rank's share."""
+    def _loss(self, features: Array, captions: Array) -> tuple[float, dict[str, Array]]:
+        """Loss and gradients of the whole minibatch, from this rank's share of it."""
+        count = len(self.chosen)
         options: dict[str, Any] = {}
         if self.dropout is not None:
-            options["dropout"] = replace(self.dropout, iteration=self.iteration, first=first)
+            options["dropout"] = replace(
+                self.dropout,
+                iteration=self.iteration,
+                first=0 if self.ranks is None else self.ranks.share(count).start,
+            )
         if self.ranks is None:
             loss, grads = self.model.loss(features, captions, **options)
             return loss, grads
         loss = 0.0
         if len(captions):
-            loss, _ = self.model.loss(features, captions, count=self.count, into=self._grads, **options)
+            loss, _ = self.model.loss(features, captions, count=count, into=self._grads, **options)
         else:
             self._all_grads.fill(0)
         self.ranks.sum(self._all_grads)
@@ -218,32 +227,40 @@ class CaptioningSolver:
 
         An epoch that was begun counts as one of them, and its rest comes first.
         """
-        iterations = self.num_epochs * self.iterations_per_epoch
-        for iteration in range(self.position % self.iterations_per_epoch + 1, iterations + 1):
+        iterations, done = self.num_epochs * self.iterations_per_epoch, self.position
+        if done == self.iterations_per_epoch:  # in the state of an epoch's last on_step
+            self._end_epoch()
+        while done < iterations:
             self._step()
-            if self.verbose and (iteration - 1) % self.print_every == 0:
-                print(f"(Iteration {iteration} / {iterations}) loss: {self.loss_history[-1]:f}")
-            if iteration % self.iterations_per_epoch == 0:
-                self.epoch += 1
-                self.position, self._batches = 0, None
-                for config in self.optim_configs.values():
-                    config["learning_rate"] *= self.lr_decay
-                if self.on_epoch is not None:
-                    self.on_epoch(self)
-                if self.ranks is not None:
-                    self._all_stop = self._all_stop or self.ranks.any(self.stop)
+            done += 1
+            if self.verbose and (done - 1) % self.print_every == 0:
+                print(f"(Iteration {done} / {iterations}) loss: {self.loss_history[-1]:f}")
+            if done % self.iterations_per_epoch == 0:
+                self._end_epoch()
             if self.stop if self.ranks is None else self._all_stop:
                 self.stop = self._all_stop = False
                 return
 
-    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """All that going on takes: arrays, the solver's own, and what can be written as JSON.
+    def _end_epoch(self) -> None:
+        self.epoch += 1
+        self.position, self._batches = 0, None
+        for config in self.optim_configs.values():
+            config["learning_rate"] *= self.lr_decay
+        if self.on_epoch is not None:
+            self.on_epoch(self)
+        if self.ranks is not None:
+            self._all_stop = self._all_stop or self.ranks.any(self.stop)
 
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All that going on takes: arrays, and what can be written as JSON.
+
+        The arrays are those that the next steps change: write them to a file, or copy them.
         Raises ``ValueError`` with the data of ``load_coco_data``, whose minibatches come from NumPy's global
         generator.
         """
         if not isinstance(self.data, CaptionData):
             raise ValueError("data: expected data of open_data to keep a state of, got a dictionary")
+        within = 0 < self.position < self.iterations_per_epoch
         arrays = {f"params.{name}": w for name, w in self.model.params.items()}
         arrays["loss_history"] = np.array(self.loss_history, np.float64)
         settings: dict[str, dict[str, Any]] = {}
@@ -256,7 +273,7 @@ class CaptioningSolver:
             "epoch": self.epoch,
             "iteration": self.iteration,
             "position": self.position,
-            "generator": self._before_epoch if self.position else self.rng.bit_generator.state,
+            "generator": self._before_epoch if within else self.rng.bit_generator.state,
             "update_rule": self.update_rule.__name__,
             "optim_configs": settings,
         }
@@ -287,10 +304,10 @@ class CaptioningSolver:
             if kind == "params" and self.ranks is not None:
                 params[key][...] = array
             elif kind == "params":
-                self._updated[key] = params[key] = array
+                self._updated[key] = params[key] = array.copy()
             elif kind == "optim":
                 parameter, _, setting = key.partition(".")
-                self.optim_configs[parameter][setting] = array
+                self.optim_configs[parameter][setting] = array.copy()
 
 
 def cosine(iterations: int) -> Callable[[int], float]:

@@ -16,13 +16,14 @@ import tomllib
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 import numpy as np
 import tomli_w
+from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from fastrnn import backend, files
@@ -110,20 +111,22 @@ def train(
             stored, saved = ranks.from_first((stored, saved))
         if stored is None and "data" not in given:
             raise ValueError(f"data: expected a data directory: {run} is no run to go on with")
-        settings = _resolved(Settings(**given) if stored is None else _changed(stored, given), given, ranks)
-        data, rng = _data(settings)
+        settings = _checked(given, "settings") if stored is None else _changed(stored, given)
+        settings = _resolved(settings, given, ranks)
+        data, rng = _data(settings, ranks)
         solver = _solver(settings, data, rng, ranks)
         record = _Record(run, settings, data, solver, saved)
         if first:
             if stored is None:
                 if resume:  # killed before it had settings
                     files.remove_unfinished(run, CONFIG)
-                files.check_new_directory(run)
+                _check_new(run)
                 run.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_alone_in(run))
-            config = {name: value for name, value in asdict(settings).items() if value is not None}
-            files.write_text(run / CONFIG, tomli_w.dumps(config))
+                _write_config(run, settings)
             record.open(stack)
+            if stored is not None:
+                _write_config(run, settings)
         with _signals(solver) as caught:
             record.train()
         if not record.finished:
@@ -136,13 +139,22 @@ def train(
         return settings.score, record.best
 
 
-def _read(run: Path) -> tuple[Settings, Any]:
-    """The settings of a run, and its newest checkpoint that is whole, None where there is none."""
-    stored = read_config(run / CONFIG)
+def _check_new(run: Path) -> None:
     try:
-        settings = Settings(**stored)
-    except TypeError as error:
-        raise ValueError(f"{run / CONFIG}: not the settings of a run: {error}") from error
+        files.check_new_directory(run)
+    except FileExistsError as error:
+        hint = "; --resume goes on with it" if (run / CONFIG).exists() else ""
+        raise FileExistsError(f"{error}{hint}") from error
+
+
+def _write_config(run: Path, settings: Settings) -> None:
+    config = {name: value for name, value in asdict(settings).items() if value is not None}
+    files.write_text(run / CONFIG, tomli_w.dumps(config))
+
+
+def _read(run: Path) -> tuple[Settings, Any]:
+    """The settings of a run, and its newest checkpoint that is whole, None where it never had one."""
+    settings = _checked(read_config(run / CONFIG), str(run / CONFIG))
     damaged = []
     for path in checkpoints(run / CHECKPOINTS):
         try:
@@ -150,8 +162,27 @@ def _read(run: Path) -> tuple[Settings, Any]:
         except ValueError as error:
             damaged.append(str(error))
     if damaged:
-        raise ValueError(f"no checkpoint of the run is whole: {'; '.join(damaged)}")
+        raise ValueError(f"{'; '.join(damaged)}: nothing is left to go on from, start another run")
+    if (run / LAST).exists():
+        raise ValueError(
+            f"{run}: has a model but no checkpoint to go on from (removed, or of an older version); start "
+            "another run"
+        )
     return settings, None
+
+
+def _checked(values: dict[str, Any], whose: str) -> Settings:
+    """Settings of the right names and types. Raises ``ValueError`` naming one that is not."""
+    known = {field.name for field in fields(Settings)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"{whose}: unknown settings {', '.join(sorted(unknown))}")
+    try:
+        return TypeAdapter(Settings).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        given = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise ValueError(f"{whose}: {name}: {first['msg'].lower()}{given}") from error
 
 
 def _changed(stored: Settings, given: dict[str, Any]) -> Settings:
@@ -162,7 +193,7 @@ def _changed(stored: Settings, given: dict[str, Any]) -> Settings:
             raise ValueError(
                 f"{name}: the run has {value!r} and cannot go on with {given[name]!r}; start another one"
             )
-    return replace(stored, **given)
+    return _checked(asdict(stored) | given, "settings")
 
 
 def _resolved(settings: Settings, given: dict[str, Any], ranks: Ranks | None) -> Settings:
@@ -173,7 +204,25 @@ def _resolved(settings: Settings, given: dict[str, Any], ranks: Ranks | None) ->
     for name, choices in (("schedule", ("constant", "cosine")), ("score", ("loss", "bleu"))):
         if getattr(settings, name) not in choices:
             raise ValueError(f"{name}: expected one of {choices}, got {getattr(settings, name)!r}")
-    for name, least in (("epochs", 1), ("warmup", 0), ("patience", 1), ("checkpoint_every", 1), ("keep", 1)):
+    for name in ("dropout", "dropout_words"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise ValueError(
+                f"{name}: expected a probability from 0 to below 1, got {getattr(settings, name)}"
+            )
+    for name, least in (
+        ("hidden", 1),
+        ("wordvec", 1),
+        ("batch_size", 1),
+        ("max_train", 1),
+        ("seed", 0),
+        ("lr", 0),
+        ("lr_decay", 0),
+        ("epochs", 1),
+        ("warmup", 0),
+        ("patience", 1),
+        ("checkpoint_every", 1),
+        ("keep", 1),
+    ):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
@@ -181,9 +230,11 @@ def _resolved(settings: Settings, given: dict[str, Any], ranks: Ranks | None) ->
         _tensorboard()
     if settings.backend is not None:
         backend.use_backend(settings.backend)
-    threads = given.get("threads")
-    if threads is None and ranks is not None:
-        threads = ranks.threads_each()
+    threads = settings.threads if ranks is None else given.get("threads")
+    if ranks is not None:
+        ranks.check_same("settings", repr(settings))
+        ranks.check_same("kernels", f"{backend.current_backend()} for {backend.instruction_set()}")
+        threads = threads or ranks.threads_each()
     if threads is not None:
         backend.set_num_threads(threads)
     if ranks is not None and backend.current_backend() == "numba":
@@ -193,12 +244,12 @@ def _resolved(settings: Settings, given: dict[str, Any], ranks: Ranks | None) ->
         settings,
         data=str(Path(settings.data).resolve()),
         backend=backend.current_backend(),
-        threads=backend.get_num_threads(),
+        threads=backend.get_num_threads() if ranks is None else None,  # other ranks may have others
     )
 
 
-def _data(settings: Settings) -> tuple[CaptionData, np.random.Generator]:
-    """The data to train on, all of it finite, and the generator that shuffles it."""
+def _data(settings: Settings, ranks: Ranks | None) -> tuple[CaptionData, np.random.Generator]:
+    """The data, all of it finite and the same for all ranks, and the generator that shuffles it."""
     data = open_data(settings.data)
     if settings.score == "bleu":  # rather now than after an epoch
         load_bleu()
@@ -207,7 +258,19 @@ def _data(settings: Settings) -> tuple[CaptionData, np.random.Generator]:
     rng = np.random.default_rng(settings.seed)
     if settings.max_train is not None:
         data = replace(data, train=data.train.subset(settings.max_train, rng))
+    if ranks is not None:
+        ranks.check_same(f"data in {settings.data} (a checksum)", _fingerprint(data))
     return data, rng
+
+
+def _fingerprint(data: CaptionData) -> str:
+    """A checksum of all captions, and of the features of some images."""
+    checksum = 0
+    for split in (data.train, data.val):
+        some = np.linspace(0, len(split.features) - 1, 64).astype(int)
+        for array in (split.captions, split.image_idxs, split.features[some]):
+            checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, checksum)
+    return f"{checksum:08x}"
 
 
 def _solver(
@@ -235,8 +298,13 @@ def _solver(
         rng=rng,
     )
     iterations = settings.epochs * solver.iterations_per_epoch
+    if settings.warmup >= iterations:
+        raise ValueError(
+            f"warmup: expected fewer than the {iterations} iterations of {settings.epochs} epochs, got "
+            f"{settings.warmup}"
+        )
     if settings.schedule == "cosine":
-        solver.schedule = cosine(max(iterations - settings.warmup, 1))
+        solver.schedule = cosine(iterations - settings.warmup)
     if settings.warmup:
         solver.schedule = warm_up(settings.warmup, solver.schedule)
     return solver
@@ -253,8 +321,7 @@ class _Record:
         self.run, self.settings, self.data, self.solver = run, settings, data, solver
         self.ranks = solver.ranks
         self.writes = self.ranks is None or self.ranks.rank == 0
-        train = data.train
-        self.fingerprint = zlib.crc32(train.captions.tobytes(), zlib.crc32(train.image_idxs.tobytes()))
+        self.fingerprint = _fingerprint(data)
         self.epochs = 0  # that were validated
         self.best, self.best_epoch = float("inf") if settings.score == "loss" else -1.0, 0
         self.seconds, self.tokens = 0.0, 0  # of training, without validation
@@ -268,10 +335,16 @@ class _Record:
 
     def _load(self, state: State, notes: dict[str, Any]) -> None:
         if notes["fingerprint"] != self.fingerprint:
-            raise ValueError(f"{self.data.directory}: its captions are not those that the run began with")
+            raise ValueError(f"{self.data.directory}: the data are not those that the run began with")
+        for name in _FIXED:
+            then, now = notes["settings"][name], getattr(self.settings, name)
+            if then != now:
+                raise ValueError(f"{self.run / CONFIG}: {name} is {now!r}, in the checkpoint {then!r}")
         self.solver.load_state(*state)
         for name in self._KEPT:
             setattr(self, name, notes["record"][name])
+        if self.settings.epochs < self.epochs:
+            raise ValueError(f"epochs: the run has done {self.epochs}, got {self.settings.epochs}")
         self.saved_at = self.solver.iteration
         if self.settings.lr != notes["settings"]["lr"]:
             for config in self.solver.optim_configs.values():
@@ -294,6 +367,8 @@ class _Record:
         for path in checkpoints(directory):
             if path > newest:  # and not whole
                 path.rename(path.with_suffix(".damaged"))
+        if self.saved_at is not None:  # it may have been killed in between
+            self.solver.model.save(self.run / LAST)
         path = self.run / METRICS
         files.write_text(path, "".join(self._lines(path)))
         self.metrics: TextIO = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
@@ -307,10 +382,10 @@ class _Record:
         for line in files.read_text(path).splitlines(keepends=True):
             try:
                 record = json.loads(line)
-            except ValueError:  # the last one, of a process that was killed
-                return
-            if record["iteration"] <= self.solver.iteration and record.get("epoch", 0) <= self.epochs:
-                yield line
+                if record["iteration"] <= self.solver.iteration and record.get("epoch", 0) <= self.epochs:
+                    yield line
+            except (ValueError, KeyError, TypeError):  # as the last one of a process that was killed
+                continue
 
     def train(self) -> None:
         """Train until all is done or a signal came; what there is then is in the newest checkpoint."""
@@ -321,6 +396,9 @@ class _Record:
         ) as bar:
             self.bar = bar
             self.started = time.perf_counter()
+            if self.finished and self.writes:
+                more = "--epochs" if self.epochs >= settings.epochs else "--patience"
+                bar.write(f"{self.epochs} epochs are done, nothing is left to do; {more} asks for more")
             if self.epochs < solver.epoch:  # a signal came while it was validated
                 self.epoch(solver)
             solver.num_epochs = settings.epochs - solver.epoch
@@ -333,18 +411,17 @@ class _Record:
         """After an iteration."""
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
-        self.tokens += int(np.count_nonzero(captions[:, 1:] != self.data.word_to_idx["<NULL>"]))
+        self.tokens += int(np.count_nonzero(self.data.train.captions[solver.chosen, 1:]))  # NULL is 0
         loss = solver.loss_history[-1]
-        self.loss_sum += loss * solver.count
-        self.captions += solver.count
+        self.loss_sum += loss * len(solver.chosen)
+        self.captions += len(solver.chosen)
         figures = {"loss": loss, "learning_rate": float(solver.learning_rate or 0)}
         self._check("loss", loss)
         if solver.grad_norm is not None:
             figures["grad_norm"] = solver.grad_norm
             self._check("gradient norm", solver.grad_norm)
         self._write(iteration=solver.iteration, **figures)
-        ranks = 1 if self.ranks is None else self.ranks.size
-        rate = self.tokens * ranks / self.seconds
+        rate = self.tokens / self.seconds
         self.bar.set_postfix_str(f"loss {loss:.2f}, {rate:,.0f} tokens/s", refresh=False)
         self.bar.update()
         within = solver.position < solver.iterations_per_epoch  # else the epoch's end follows at once
@@ -354,14 +431,11 @@ class _Record:
 
     def epoch(self, solver: CaptioningSolver) -> None:
         """After an epoch: validate, and keep the model."""
-        val_loss = mean_loss(solver.model, self.data.val, self.ranks, lambda: solver.stop)
+        val_loss = mean_loss(solver.model, self.data.val, self.ranks, lambda: solver.stop, self.writes)
         if val_loss is None:
             solver.stop = True
             return
         self._check("val loss", val_loss)
-        tokens = np.array([self.tokens])
-        if self.ranks is not None:
-            self.ranks.sum(tokens)
         figures = {"train_loss": self.loss_sum / self.captions, "val_loss": val_loss}
         score = val_loss
         if self.settings.score == "bleu":
@@ -372,7 +446,7 @@ class _Record:
             epoch=solver.epoch,
             iteration=solver.iteration,
             **figures,
-            tokens_per_second=round(int(tokens[0]) / self.seconds),
+            tokens_per_second=round(self.tokens / self.seconds),
             seconds=round(self.seconds, 3),
         )
         mark = ""
@@ -383,15 +457,15 @@ class _Record:
         self.checkpoint()
         if self.writes:
             (caption,) = captions_of(solver.model, self.data.val.features[:1], self.data.idx_to_word)
-            told = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
+            bleu = f", val BLEU-4 {score:.3f}" if self.settings.score == "bleu" else ""
             self.bar.write(
-                f"epoch {solver.epoch}: {told} per caption{mark}\n"
+                f"epoch {solver.epoch}: train loss {figures['train_loss']:.3f}, val loss {val_loss:.3f} per "
+                f"caption{bleu}{mark}\n"
                 f"    it says of {self.data.val.urls[0]}: {' '.join(caption)}"
             )
             if self.finished and self.epochs < self.settings.epochs:
-                self.bar.write(
-                    f"no better {self.settings.score} for {self.settings.patience} epochs: the end"
-                )
+                measure = "BLEU-4" if bleu else "val loss"
+                self.bar.write(f"no better {measure} for {self.settings.patience} epochs: the end")
         if self.finished:
             solver.stop = True
         self.started = time.perf_counter()
@@ -404,7 +478,7 @@ class _Record:
         self.saved_at = solver.iteration
         if not self.writes:
             return
-        solver.model.save(self.run / LAST)
+        os.fsync(self.metrics.fileno())
         notes = {
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
@@ -412,6 +486,7 @@ class _Record:
         }
         directory = self.run / CHECKPOINTS
         save_checkpoint(checkpoint_path(directory, solver.iteration), solver.state(), notes)
+        solver.model.save(self.run / LAST)
         for path in checkpoints(directory)[self.settings.keep :]:
             path.unlink()
 
@@ -429,6 +504,8 @@ class _Record:
             message += f"; after it {', '.join(params)} have NaN or infinite values"
         if self.saved_at is not None:
             message += f"; the checkpoint of iteration {self.saved_at} is good, --resume goes on from there"
+        else:
+            message += "; there is no checkpoint yet, --resume begins again"
         raise ValueError(message)
 
     def _write(self, **values: float) -> None:

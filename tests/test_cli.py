@@ -250,6 +250,38 @@ def test_captions_of_a_data_set_without_references(data, tmp_path, capsys):
     assert f"true: {' '.join(words(raw))}\n" in capsys.readouterr().out
 
 
+def test_evaluation_without_raw_captions(data, tmp_path, capsys):
+    """As of the published files: against what the tokens say; images without a caption do not count."""
+    assert train(data, tmp_path / "run", "--epochs", "20", "--lr", "0.02") == 0
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    raw = json.loads((tmp_path / "run" / "evaluation-val.json").read_text())
+    assert "; raw references;" in raw["protocol"]
+    (data / "references.json").unlink()
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    decoded = json.loads((tmp_path / "run" / "evaluation-val.json").read_text())
+    assert (
+        "; references of at most 15 words, rare ones <UNK>, as the data set has them;" in decoded["protocol"]
+    )
+    assert decoded["bleu_4"] == raw["bleu_4"] > 0.1  # all words are in the vocabulary, all captions short
+    opened = fastrnn.open_data(data)
+    kept = opened.val.image_idxs != 7
+    change_captions(data, val_captions=opened.val.captions[kept], val_image_idxs=opened.val.image_idxs[kept])
+    references = fastrnn.open_data(data).references("val")
+    assert [len(of_image) for of_image in references] == [2] * 7 + [0] + [2] * 12
+    assert fastrnn.open_data(data).true_captions("val", [7, 8]) == ["", references[8][0]]
+    outputs = [caption["caption"].split() for caption in decoded["captions"]]
+    without = [i for i in range(20) if i != 7]
+    assert evaluation.bleu_of(outputs, references) == evaluation.bleu_of(
+        [outputs[i] for i in without], [references[i] for i in without]
+    )
+
+
+def change_captions(data, **changed):
+    with h5py.File(data / "coco2014_captions.h5") as file:
+        content = {name: file[name][()] for name in file}
+    write_h5(data / "coco2014_captions.h5", **(content | changed))
+
+
 def test_without_matplotlib_there_is_a_word_instead_of_a_picture(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = tmp_path / "run"
@@ -416,7 +448,7 @@ def test_an_existing_run_is_left_alone(data, tmp_path, capsys):
     assert train(data, tmp_path / "run", "--epochs", "1") == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     line = refused(["train", "--data", data, "--out", tmp_path / "run"], capsys)
-    assert "run: exists already and is not an empty directory" in line
+    assert "run: exists already and is not an empty directory; --resume goes on with it" in line
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -474,8 +506,6 @@ def test_pictures_outside_the_data_directory_are_not_drawn(data, tmp_path, monke
 def test_broken_runs(data, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(data, run, "--epochs", "1") == 0
-    (data / "references.json").unlink()
-    assert "references.json" in refused(["evaluate", run], capsys)
     (run / "config.toml").write_text("data = 5")
     assert "config.toml: expected the data directory" in refused(["evaluate", run], capsys)
     (run / "config.toml").write_text("[")

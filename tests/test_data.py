@@ -109,7 +109,14 @@ def test_features_stay_on_disk(directory, chunked, rng):
     assert isinstance(train.features, ChunkedFeatures if chunked else np.memmap)
     assert (train.features.shape, train.features.dtype, len(train.features)) == ((20, 4), np.float32, 20)
     np.testing.assert_array_equal(train.features, features)
-    for rows in (3, slice(2, 9), np.array([7, 2, 2, 19, 0]), np.array([], int), rng.integers(0, 20, 100)):
+    for rows in (
+        3,
+        slice(2, 9),
+        np.array([7, 2, 2, 19, 0]),
+        np.array([], int),
+        [5, 3],
+        rng.integers(0, 20, 100),
+    ):
         np.testing.assert_array_equal(train.features[rows], features[rows])
     chosen = rng.permutation(40)[:9]
     for native, published in zip(
@@ -340,9 +347,6 @@ def test_broken_references(directory):
         fastrnn.open_data(directory).references("val")
     edit_json(path, lambda r: r["val"]["image_ids"].pop())
     with pytest.raises(ValueError, match="has captions of 19 val images, the features are of 20"):
-        fastrnn.open_data(directory).references("val")
-    path.unlink()
-    with pytest.raises(FileNotFoundError):
         fastrnn.open_data(directory).references("val")
 
 

@@ -279,6 +279,64 @@ def test_mistakes_end_it_with_one_line(tmp_path, data):
     assert (out + error).count("nowhere: no such directory") == 1
 
 
+def test_ranks_with_other_kernels_or_data(tmp_path, data):
+    """Told before anything is written; else one would wait for the other, or they would add up nonsense."""
+    other = tmp_path / "other"
+    prepare_data(other, **write_coco(tmp_path / "coco", images=20, seed=3), min_count=1)
+    relink = (
+        "import sys; from mpi4py import MPI; from fastrnn import cli, training\n"
+        "prepare = training.open_data\n"
+        f"training.open_data = lambda path: prepare({str(other)!r} if MPI.COMM_WORLD.rank else path)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    out, error, code = run(2, "-c", relink, *command(data, tmp_path / "run")[2:])
+    assert code != 0
+    assert (out + error).count("(a checksum): rank 0 has") == 1
+    arguments = [str(a) for a in command(data, tmp_path / "run") if a not in ("--backend", "numpy")]
+    ranks = [
+        ["-n", "1", "-env", "FASTRNN_BACKEND", name, sys.executable, *arguments]
+        for name in ("numpy", "numba")
+    ]
+    result = subprocess.run(
+        [MPIEXEC, *ranks[0], ":", *ranks[1]], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode != 0
+    assert "kernels: rank 0 has numpy for that of NumPy, rank 1 has numba" in result.stdout + result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_before_it_trains(tmp_path, data, rank):
+    """It takes part in the first iteration, and all leave together."""
+    code = f"""
+import os, signal, sys
+from fastrnn import cli, training
+from mpi4py import MPI
+train = training._Record.train
+def signalled(record):
+    if MPI.COMM_WORLD.rank == {rank}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    train(record)
+training._Record.train = signalled
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    out, error, exit_code = run(2, "-c", code, *command(data, tmp_path / "run")[2:])
+    assert exit_code != 0
+    assert "stopped by SIGTERM after iteration 1" in out + error
+    (_, state), _ = load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[0])
+    assert state["iteration"] == 1
+
+
+def test_tokens_count_once(tmp_path, data):
+    """On one rank, gone on with on three."""
+    out = tmp_path / "run"
+    assert run(1, *command(data, out, "--epochs", "2"))[2] == 0
+    assert run(3, "-m", "fastrnn", "train", "--out", out, "--resume", "--epochs", "4")[2] == 0
+    _, notes = load_checkpoint(checkpoints(out / "checkpoints")[0])
+    train = fastrnn.open_data(data).train
+    assert notes["record"]["tokens"] == 4 * np.count_nonzero(train.captions[:, 1:])
+
+
 def test_ranks_whose_parameters_differ(tmp_path, data):
     spoil = """
 from fastrnn import solver

@@ -132,13 +132,13 @@ def test_a_connection_that_breaks_again_and_again(server, tmp_path, capsys):
     assert cli.main(["data", "download", str(tmp_path / "data"), "--url", server.url("coco.zip")]) == 2
     error = capsys.readouterr().err
     assert "fastrnn: could not download: http://127.0.0.1" in error
-    assert "Other places: --url" in error
+    assert "other places can be given by --url" in error
     assert len(server.asked) == download.ATTEMPTS
     assert nothing_left(tmp_path)
 
 
 def test_mirrors(server, tmp_path):
-    """The first that has it with the right checksum."""
+    """The first that has it with the right checksum; some that answer have something else."""
     server.files["other.zip"] = b"other"
     checksum = hashlib.sha256(server.files["coco.zip"]).hexdigest()
     with socket.socket() as unused:
@@ -153,6 +153,8 @@ def test_mirrors(server, tmp_path):
         ]
         fastrnn.data.download_data(tmp_path / "data", urls, sha256=checksum)
     assert server.asked == ["gone.zip"] * 3 + ["other.zip", "coco.zip"]
+    fastrnn.data.download_data(tmp_path / "again", [server.url("other.zip"), server.url("coco.zip")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "data"]
 
 
 def test_a_wrong_checksum(server, tmp_path, capsys):
@@ -174,7 +176,7 @@ def test_offline_and_other_places(tmp_path, capsys, url, monkeypatch):
     assert cli.main(["data", "download", str(tmp_path / "data"), "--url", url]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"fastrnn: could not download: {url}: ")
-    assert "is there a connection? Other places: --url" in line
+    assert "other places can be given by --url" in line
     assert nothing_left(tmp_path)
 
 

@@ -370,6 +370,7 @@ def test_state(prepared, rule, steps):
         part.train()
     arrays, plain = copy.deepcopy(part.state())
     part.train()  # goes on too, and changes what it lent
+    kept = copy.deepcopy(arrays)
     other.load_state(arrays, json.loads(json.dumps(plain)))
     assert (other.iteration, other.epoch, other.position) == (steps, steps // 5, steps % 5)
     other.num_epochs = 2 - other.epoch
@@ -380,6 +381,54 @@ def test_state(prepared, rule, steps):
         np.testing.assert_array_equal(other.model.params[name], w)
     assert other.optim_configs.keys() == whole.optim_configs.keys()
     assert other.learning_rate == whole.learning_rate or steps == 10
+    for name, array in kept.items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 9, 10])
+def test_state_in_a_callback(prepared, steps):
+    """Also after an epoch's last step, before the epoch has ended."""
+    whole, other = (native_solver(prepared, num_epochs=3, batch_size=5, lr_decay=0.5) for _ in range(2))
+    states = []
+
+    def on_step(solver, captions):
+        if solver.iteration == steps:
+            states.append(copy.deepcopy(solver.state()))
+
+    whole.on_step = on_step
+    whole.train()
+    other.load_state(*states[0])
+    ended = []
+    other.on_epoch = lambda solver: ended.append(solver.epoch)
+    other.num_epochs = 3 - other.epoch
+    other.train()
+    assert other.loss_history == whole.loss_history
+    assert ended == list(range((steps - 1) // 5 + 1, 4))
+    for name, w in whole.model.params.items():
+        np.testing.assert_array_equal(other.model.params[name], w)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 5])
+def test_minibatches_that_cannot_be_read(prepared, steps, monkeypatch):
+    """Whether the file breaks off or somebody presses Ctrl-C: training goes on with that minibatch."""
+    whole, other = (native_solver(prepared, num_epochs=2, batch_size=5) for _ in range(2))
+    whole.train()
+    read, calls = type(prepared.train).read, []
+
+    def fails(split, chosen):
+        calls.append(1)
+        if len(calls) > steps:
+            raise KeyboardInterrupt if steps == 2 else OSError("gone")
+        return read(split, chosen)
+
+    monkeypatch.setattr(type(prepared.train), "read", fails)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        other.train()
+    assert other.iteration == steps
+    monkeypatch.undo()
+    other.num_epochs = 2 - other.epoch
+    other.train()
+    assert other.loss_history == whole.loss_history
 
 
 def test_stopping(prepared):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 
@@ -194,15 +195,20 @@ def test_a_signal_while_it_validates(data, uninterrupted, tmp_path, when, monkey
 def test_going_on_with_a_run_that_is_done(data, uninterrupted, tmp_path, capsys):
     """Nothing changes; with more epochs it trains on."""
     run = tmp_path / "run"
-    settings = ("--epochs", "2", "--schedule", "constant")
-    assert train(data, run, *settings) == 0
+    settings = ("--warmup", "0", "--schedule", "constant")
+    assert train(data, run, "--epochs", "2", *settings) == 0
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     assert cli.main(["train", "--out", str(run), "--resume"]) == 0
-    assert "best val loss" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "best val loss" in captured.out
+    assert "2 epochs are done, nothing is left to do; --epochs asks for more" in captured.out + captured.err
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
     assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 0
-    assert train(data, tmp_path / "three", "--epochs", "3", "--schedule", "constant") == 0
+    assert train(data, tmp_path / "three", "--epochs", "3", *settings) == 0
     assert_same_run(run, tmp_path / "three")
+    assert (run / "best.safetensors").read_bytes() == (tmp_path / "three/best.safetensors").read_bytes()
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "2"]) == 2
+    assert "epochs: the run has done 3, got 2" in capsys.readouterr().err
     assert training.read_config(run / "config.toml")["epochs"] == 3
 
 
@@ -217,7 +223,7 @@ def test_the_learning_rate_may_change(data, tmp_path):
 
 def test_what_cannot_change(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert train(data, run, "--epochs", "1") == 0
+    assert cli.main(arguments(data, run)) == 0
     contents = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
     for option, value, stored in (
@@ -231,8 +237,12 @@ def test_what_cannot_change(data, tmp_path, capsys):
         name = option[2:].replace("-", "_")
         assert f"fastrnn: {name}: the run has {stored} and cannot go on with" in error
     prepare_data(tmp_path / "other", **write_coco(tmp_path / "coco", images=20, seed=1), min_count=1)
-    assert cli.main(["train", "--out", str(run), "--resume", "--data", str(tmp_path / "other")]) == 2
-    assert "other: its captions are not those that the run began with" in capsys.readouterr().err
+    shutil.copytree(data, tmp_path / "features")
+    with h5py.File(tmp_path / "features" / "train2014_vgg16_fc7.h5", "a") as file:
+        file["features"][...] = file["features"][()][::-1]
+    for name in ("other", "features"):
+        assert cli.main(["train", "--out", str(run), "--resume", "--data", str(tmp_path / name)]) == 2
+        assert f"{name}: the data are not those that the run began with" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "--epochs", "2"]) == 2
     assert "Missing option '--out': the run to go on with" in capsys.readouterr().err
     assert cli.main(["train", "--out", str(tmp_path / "nowhere"), "--resume"]) == 2
@@ -253,7 +263,8 @@ def test_killed_before_it_had_settings_or_a_checkpoint(data, uninterrupted, tmp_
     (run / "notes").unlink()
     assert train(data, run, "--resume") == 0
     shutil.rmtree(run / "checkpoints")
-    (run / "metrics.jsonl").unlink()
+    for name in ("metrics.jsonl", "last.safetensors"):  # written later than the settings
+        (run / name).unlink()
     assert cli.main(["train", "--out", str(run), "--resume"]) == 0
     assert_same_run(run, uninterrupted)
 
@@ -276,20 +287,82 @@ def test_damaged_checkpoints(data, uninterrupted, tmp_path, capsys):
         path.write_bytes(b"x")
     capsys.readouterr()
     assert cli.main(["train", "--out", str(run), "--resume"]) == 2
-    assert "no checkpoint of the run is whole: " in capsys.readouterr().err
+    assert "nothing is left to go on from, start another run" in capsys.readouterr().err
     assert third.exists()
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert cli.main(["train", "--out", str(run), "--resume"]) == 2
+    assert f"{run}: has a model but no checkpoint to go on from" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('hidden = "abc"', "config.toml: hidden: input should be a valid integer, got 'abc'"),
+        ("wordvec = 1.5", "config.toml: wordvec: input should be a valid integer, got 1.5"),
+        ('lr = "x"', "config.toml: lr: input should be a valid number, got 'x'"),
+        ("data = 3", "config.toml: data: input should be a valid string, got 3"),
+        ('tensorboard = "no"', "config.toml: tensorboard: input should be a valid boolean, got 'no'"),
+        ("keep = 0", "keep: expected at least 1, got 0"),
+        ("seed = -1", "seed: expected at least 0, got -1"),
+        ("max_train = 0", "max_train: expected at least 1, got 0"),
+        ("wings = 2", "config.toml: unknown settings wings"),
+        ("batch_size = 7", "config.toml: batch_size is 7, in the checkpoint 4"),
+        ("seed = 7", "config.toml: seed is 7, in the checkpoint 0"),
+        ("hidden = 7", "config.toml: hidden is 7, in the checkpoint 12"),
+    ],
+)
+def test_a_config_that_was_edited(data, tmp_path, capsys, line, message):
+    run, config = tmp_path / "run", tmp_path / "run" / "config.toml"
+    assert cli.main(arguments(data, run)) == 0
+    name = line.split(" = ")[0]
+    kept = [each for each in config.read_text().splitlines() if not each.startswith(f"{name} =")]
+    config.write_text("\n".join([*kept, line]))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_metrics_that_were_damaged(data, tmp_path):
+    """Lines that are none are left out, the others stay."""
+    run = tmp_path / "run"
+    assert cli.main(arguments(data, run)) == 0
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(
+        "".join([*lines[:3], "garbage\n", *lines[3:6], '[1]\n{"loss": 1}\n', *lines[6:], '{"iter'])
+    )
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 0
+    assert cli.main([*arguments(data, tmp_path / "whole"), "--epochs", "3"]) == 0
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_the_number_of_threads_stays(data, tmp_path):
+    threads = fastrnn.get_num_threads()
+    try:
+        run = tmp_path / "run"
+        assert cli.main([*arguments(data, run), "--threads", "1"]) == 0
+        fastrnn.set_num_threads(2)
+        assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 0
+        assert (fastrnn.get_num_threads(), training.read_config(run / "config.toml")["threads"]) == (1, 1)
+    finally:
+        fastrnn.set_num_threads(threads)
 
 
 def test_one_process_at_a_time(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert train(data, run, "--epochs", "1") == 0
+    assert cli.main(arguments(data, run)) == 0
     holder = os.open(run, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     capsys.readouterr()
-    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "2"]) == 2
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 2
     assert f"{run}: another process trains in it" in capsys.readouterr().err
     os.close(holder)
-    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "2"]) == 0
+    assert cli.main(["train", "--out", str(run), "--resume", "--epochs", "3"]) == 0
 
 
 def test_a_checkpoint_as_a_file(tmp_path):
@@ -397,7 +470,7 @@ def test_early_stopping(data, tmp_path, monkeypatch, capsys):
     assert cli.main([*arguments(data, run), "--epochs", "9", "--patience", "2"]) == 0
     captured = capsys.readouterr()
     assert "best val loss 1.000" in captured.out
-    assert "no better loss for 2 epochs: the end" in captured.out + captured.err
+    assert "no better val loss for 2 epochs: the end" in captured.out + captured.err
     assert [line["val_loss"] for line in metrics(run) if "epoch" in line] == [3.0, 2.0, 2.5, 1.0, 1.0, 1.5]
     assert cli.main(["train", "--out", str(run), "--resume"]) == 0
     assert next(losses) == 0.5
@@ -418,7 +491,7 @@ def test_the_best_model_by_bleu(data, tmp_path, monkeypatch, capsys):
 
 
 def test_tensorboard(data, uninterrupted, tmp_path):
-    """Events say what the metrics say, and again after going on."""
+    """Events say what the metrics say."""
     from tensorboardX.proto.event_pb2 import Event
 
     def scalars(run):
@@ -460,12 +533,16 @@ def test_without_tensorboardx(data, tmp_path, monkeypatch, capsys):
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"patience": 0}, "patience: expected at least 1, got 0"),
         ({"warmup": -1}, "warmup: expected at least 0, got -1"),
-        ({"dropout": 1.0}, "outputs: expected a probability from 0 to below 1, got 1.0"),
+        ({"dropout": 1.0}, "dropout: expected a probability from 0 to below 1, got 1.0"),
+        ({"dropout_words": -0.5}, "dropout_words: expected a probability from 0 to below 1, got -0.5"),
+        ({"warmup": 10}, "warmup: expected fewer than the 10 iterations of 10 epochs, got 10"),
+        ({"hidden": "many"}, "settings: hidden: input should be a valid integer, got 'many'"),
+        ({"wings": 2}, "settings: unknown settings wings"),
         ({"clip_norm": -1.0}, "clip_norm: expected a number above 0, got -1.0"),
         ({"clip_norm": float("nan")}, "clip_norm: expected a finite number, got nan"),
     ],
 )
 def test_impossible_settings(data, tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
-        training.train(tmp_path / "run", data=str(data), hidden=3, wordvec=3, **setting)
+        training.train(tmp_path / "run", **({"data": str(data), "hidden": 3, "wordvec": 3} | setting))
     assert not (tmp_path / "run").exists()

@@ -247,32 +247,37 @@ class CaptionData:
         return splits[name]
 
     def true_captions(self, name: str, images: Sequence[int]) -> list[str]:
-        """The first caption of each of the images (numbers) of a split, raw where that is known.
+        """The first caption of each of the images (numbers) of a split, empty where there is none.
 
-        Raises what :meth:`references` raises but for a missing file.
+        Raises what :meth:`references` raises.
         """
-        if (self.directory / REFERENCES).exists():
-            references = self.references(name)
-            return [" ".join(references[image][0].split()) for image in images]
-        split = self.split(name)
-        captions = []
-        for image in images:
-            first = split.captions[split.image_idxs == image][:1].reshape(-1)
-            decoded = str(decode_captions(first, self.idx_to_word))
-            captions.append(decoded.removeprefix("<START> ").removesuffix(" <END>"))
-        return captions
+        references = self.references(name)
+        return [" ".join(references[image][0].split()) if references[image] else "" for image in images]
+
+    @property
+    def has_raw_captions(self) -> bool:
+        """Whether the captions are known as they were written, in ``references.json``."""
+        return (self.directory / REFERENCES).exists()
 
     def references(self, name: str) -> list[list[str]]:
-        """The raw captions of every image of a split, in the order of its features.
+        """The captions of every image of a split, in the order of its features.
 
-        Raises ``FileNotFoundError`` where the directory has no ``references.json``.
+        They are the raw ones where the directory has them, at least one for each image. Otherwise they are
+        what the tokens say: captions of at most 15 words, ``<UNK>`` for words outside the vocabulary, and
+        perhaps none of some images. Raises ``ValueError`` for raw captions of other images.
         """
-        path = self.directory / REFERENCES
-        references: list[list[str]] = read_references(path)[self.split(name).name]["captions"]
-        if len(references) != len(self.split(name).features):
+        split, path = self.split(name), self.directory / REFERENCES
+        if not self.has_raw_captions:
+            decoded: list[list[str]] = [[] for _ in range(len(split.features))]
+            captions = decode_captions(split.captions, self.idx_to_word)
+            for image, caption in zip(split.image_idxs.tolist(), captions, strict=True):
+                decoded[image].append(caption.removeprefix("<START> ").removesuffix(" <END>"))
+            return decoded
+        references: list[list[str]] = read_references(path)[name]["captions"]
+        if len(references) != len(split.features):
             raise ValueError(
                 f"{path}: has captions of {len(references)} {name} images, the features are of "
-                f"{len(self.split(name).features)}"
+                f"{len(split.features)}"
             )
         return references
 
@@ -366,7 +371,7 @@ class ChunkedFeatures:
         """Rows by number (D,), by slice or by an array of numbers (n,), in any order, repeated or not."""
         with open_h5(self.path) as file:
             stored = dataset(file, "features")
-            if not isinstance(rows, np.ndarray):
+            if isinstance(rows, int | np.integer | slice):
                 part: Array = stored[rows]
                 return part
             distinct, which = np.unique(rows, return_inverse=True)  # h5py wants them rising, each once

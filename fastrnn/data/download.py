@@ -67,7 +67,7 @@ def _fetch(archive: Path, urls: Sequence[str], sha256: str | None, progress: boo
     except ImportError as error:
         raise ImportError("downloading needs pooch: pip install 'fastrnn[download]'") from error
     failures = []
-    checksum_differs = False
+    answered = False
     for url in urls:
         source = pooch.create(
             path=archive.parent,
@@ -81,16 +81,19 @@ def _fetch(archive: Path, urls: Sequence[str], sha256: str | None, progress: boo
         except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL
             failures.append(f"{url}: {error}")
             continue
+        answered = True
         found = pooch.file_hash(str(archive), alg="sha256")
-        if sha256 is None or found == sha256.lower():
+        if sha256 is not None and found != sha256.lower():
+            failures.append(f"{url}: expected the SHA-256 checksum {sha256.lower()}, got {found}")
+        elif not zipfile.is_zipfile(archive):
+            failures.append(f"{url}: what it gives is not a whole zip archive")
+        else:
             return
-        failures.append(f"{url}: expected the SHA-256 checksum {sha256.lower()}, got {found}")
-        checksum_differs = True
         archive.unlink()
     message = "; ".join(failures) or "no URL was given"
-    if checksum_differs:
+    if answered:
         raise ValueError(message)
-    raise ConnectionError(f"could not download: {message}; is there a connection? Other places: --url")
+    raise ConnectionError(f"could not download: {message}; other places can be given by --url")
 
 
 def _unpack(archive: Path, directory: Path, progress: bool) -> None:
