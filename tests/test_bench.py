@@ -322,3 +322,17 @@ def test_the_measurements_of_scaling():
     assert scaling.summing(1000) > 0
     pytest.importorskip("mpi4py")
     assert 0 < scaling.allreduce(2, 1000) < 1
+
+
+def test_feeding(tmp_path, capsys):
+    from fastrnn.bench import feeding
+    from fastrnn.data import prepare_data
+    from tests.datasets import write_coco
+
+    prepare_data(tmp_path / "data", **write_coco(tmp_path / "coco"), min_count=1)
+    feeding.main(tmp_path / "data")
+    alone, trained, memory = capsys.readouterr().out.splitlines()[-3:]
+    assert alone.startswith("kernels alone: ")
+    assert "an epoch of training: " in trained
+    if Path("/proc/self/status").exists():
+        assert 10 < float(memory.split()[2].replace(",", "")) < 2000
