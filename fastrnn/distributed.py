@@ -17,16 +17,25 @@ import numpy as np
 from fastrnn import backend
 from fastrnn.arrays import Array
 
-_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # launchers tell how many processes there are
+# Launchers tell each process its rank and how many there are
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _REMEDY = (
     "start with the mpiexec of that library (mpiexec -n RANKS), or under Slurm with srun --mpi=pmix or pmi2"
 )
 
 
 def launched() -> bool:
-    """Whether an MPI launcher started this process."""
+    """Whether an MPI launcher started this process together with others."""
+    return _told_rank() and _told_size() != 1
+
+
+def _told_rank() -> bool:
     return any(name in os.environ for name in _RANKS)
+
+
+def _told_size() -> int | None:
+    return next((int(os.environ[name]) for name in _SIZES if _told_rank() and name in os.environ), None)
 
 
 def connect() -> "Ranks":
@@ -52,12 +61,12 @@ def connect() -> "Ranks":
     if not MPI.Is_initialized():
         MPI.Init_thread()
     ranks = Ranks(MPI, MPI.COMM_WORLD.Dup())
-    told = next((int(os.environ[name]) for name in _SIZES if name in os.environ), None)
+    told = _told_size()
     if told is not None and ranks.size != told:
         raise RuntimeError(
             f"the launcher started {told} processes, but {library} sees {ranks.size}: {_REMEDY}"
         )
-    if not launched() and ranks.size == 1:
+    if not _told_rank() and ranks.size == 1:
         raise RuntimeError(f"no MPI launcher started this process; its MPI library is {library}: {_REMEDY}")
     return ranks
 
