@@ -19,11 +19,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import numpy as np
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from fastrnn import backend, files
@@ -41,34 +41,39 @@ CONFIG, METRICS, BEST, LAST = "config.toml", "metrics.jsonl", "best.safetensors"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 
 
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides a run, with the command line's defaults."""
 
     data: str  # the data directory
-    cell: str = "lstm"
-    hidden: int = 512
-    wordvec: int = 256
-    batch_size: int = 100  # of all ranks together
-    epochs: int = 10
-    lr: float = 1e-3
-    lr_decay: float = 1.0  # factor after each epoch
-    schedule: str = "constant"  # or "cosine"
-    warmup: int = 0  # iterations in which the learning rate rises
-    clip_norm: float | None = None
-    dropout: float = 0.0  # of outputs
-    dropout_words: float = 0.0
+    cell: Literal["rnn", "lstm"] = "lstm"
+    hidden: Count = 512
+    wordvec: Count = 256
+    batch_size: Count = 100  # of all ranks together
+    epochs: Count = 10
+    lr: Rate = 1e-3
+    lr_decay: Rate = 1.0  # factor after each epoch
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0  # iterations in which the learning rate rises
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    dropout: Probability = 0.0  # of outputs
+    dropout_words: Probability = 0.0
     update_rule: str = "adam"
-    max_train: int | None = None
+    max_train: Count | None = None
     bucket: bool = False
-    patience: int | None = None  # epochs without a better val score
-    score: str = "loss"  # or "bleu"
-    checkpoint_every: int = 1000  # iterations
-    keep: int = 2  # checkpoints
+    patience: Count | None = None  # epochs without a better val score
+    score: Literal["loss", "bleu"] = "loss"
+    checkpoint_every: Count = 1000  # iterations
+    keep: Count = 2  # checkpoints
     tensorboard: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     backend: str | None = None  # None: the automatic choice
-    threads: int | None = None
+    threads: Count | None = None
 
 
 # What a run that goes on cannot change: its state is of these, or its minibatches come from them.
@@ -111,7 +116,7 @@ def train(
             stored, saved = ranks.from_first((stored, saved))
         if stored is None and "data" not in given:
             raise ValueError(f"data: expected a data directory: {run} is no run to go on with")
-        settings = _checked(given, "settings") if stored is None else _changed(stored, given)
+        settings = _checked(given) if stored is None else _changed(stored, given)
         settings = _resolved(settings, given, ranks)
         data, rng = _data(settings, ranks)
         solver = _solver(settings, data, rng, ranks)
@@ -154,7 +159,7 @@ def _write_config(run: Path, settings: Settings) -> None:
 
 def _read(run: Path) -> tuple[Settings, Any]:
     """The settings of a run, and its newest checkpoint that is whole, None where it never had one."""
-    settings = _checked(read_config(run / CONFIG), str(run / CONFIG))
+    settings = _checked(read_config(run / CONFIG), f"{run / CONFIG}: ")
     damaged = []
     for path in checkpoints(run / CHECKPOINTS):
         try:
@@ -171,18 +176,18 @@ def _read(run: Path) -> tuple[Settings, Any]:
     return settings, None
 
 
-def _checked(values: dict[str, Any], whose: str) -> Settings:
-    """Settings of the right names and types. Raises ``ValueError`` naming one that is not."""
+def _checked(values: dict[str, Any], source: str = "") -> Settings:
+    """Settings that are possible. Raises ``ValueError`` naming one that is not, after its source."""
     known = {field.name for field in fields(Settings)}
     if unknown := values.keys() - known:
-        raise ValueError(f"{whose}: unknown settings {', '.join(sorted(unknown))}")
+        raise ValueError(f"{source}unknown settings {', '.join(sorted(unknown))}")
     try:
         return TypeAdapter(Settings).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         given = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise ValueError(f"{whose}: {name}: {first['msg'].lower()}{given}") from error
+        raise ValueError(f"{source}{name}: {first['msg'].lower()}{given}") from error
 
 
 def _changed(stored: Settings, given: dict[str, Any]) -> Settings:
@@ -193,39 +198,11 @@ def _changed(stored: Settings, given: dict[str, Any]) -> Settings:
             raise ValueError(
                 f"{name}: the run has {value!r} and cannot go on with {given[name]!r}; start another one"
             )
-    return _checked(asdict(stored) | given, "settings")
+    return _checked(asdict(stored) | given)
 
 
 def _resolved(settings: Settings, given: dict[str, Any], ranks: Ranks | None) -> Settings:
-    """Settings that are possible, with the data directory's whole path, and what really computes."""
-    for name, value in asdict(settings).items():
-        if isinstance(value, float) and not np.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value}")
-    for name, choices in (("schedule", ("constant", "cosine")), ("score", ("loss", "bleu"))):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"{name}: expected one of {choices}, got {getattr(settings, name)!r}")
-    for name in ("dropout", "dropout_words"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise ValueError(
-                f"{name}: expected a probability from 0 to below 1, got {getattr(settings, name)}"
-            )
-    for name, least in (
-        ("hidden", 1),
-        ("wordvec", 1),
-        ("batch_size", 1),
-        ("max_train", 1),
-        ("seed", 0),
-        ("lr", 0),
-        ("lr_decay", 0),
-        ("epochs", 1),
-        ("warmup", 0),
-        ("patience", 1),
-        ("checkpoint_every", 1),
-        ("keep", 1),
-    ):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    """Settings with the data directory's whole path, and what really computes, which from here on does."""
     if settings.tensorboard:
         _tensorboard()
     if settings.backend is not None:

@@ -601,7 +601,7 @@ def test_a_run_that_diverges(data, tmp_path, capsys):
     assert "lower the learning rate" in error
     for option in ("--lr", "--lr-decay"):
         line = refused(["train", "--data", data, "--out", tmp_path / "other", option, "inf"], capsys)
-        assert f"{option[2:].replace('-', '_')}: expected a finite number, got inf" in line
+        assert f"{option[2:].replace('-', '_')}: input should be a finite number, got inf" in line
 
 
 def test_missing_extras(data, tmp_path, monkeypatch, capsys):
