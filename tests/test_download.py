@@ -184,7 +184,8 @@ def test_nothing_climbs_out(server, published, tmp_path):
     """Only the published files, by their own names, wherever the archive says they belong."""
     inside = tmp_path / "inside"
     inside.mkdir()
-    outside = [("../evil.txt", "x"), ("/tmp/fastrnn-evil", "x"), ("a/../../evil", "x"), ("readme.txt", "x")]
+    absolute = tmp_path / "evil"
+    outside = [("../evil.txt", "x"), (str(absolute), "x"), ("a/../../evil", "x"), ("readme.txt", "x")]
     moved = ("../../coco2014_vocab.json", (published / "coco2014_vocab.json").read_bytes())
     server.files["evil.zip"] = zipped(published, [*outside, moved], without=["coco2014_vocab.json"])
     fastrnn.data.download_data(inside / "data", [server.url("evil.zip")])
