@@ -22,8 +22,11 @@ BATCHES = 300  # minibatches in memory
 TURNS = 3  # before the epoch, and after it
 
 
-def kernels_alone(data: Path, settings: training.Settings) -> list[float]:
-    """Tokens per second of gradients and updates, turn by turn."""
+def kernels_alone(data: Path, settings: training.Settings) -> tuple[list[float], list[float]]:
+    """Tokens per second of gradients and updates, turn by turn, and the losses of the turn before these.
+
+    Model and minibatches are those that training begins with.
+    """
     opened = fastrnn.open_data(data)
     np.random.seed(settings.seed)
     model = fastrnn.CaptioningRNN(
@@ -43,11 +46,11 @@ def kernels_alone(data: Path, settings: training.Settings) -> list[float]:
         for _ in batches:
             solver._step()
         rates.append(tokens / (time.perf_counter() - started))
-    return rates[1:]
+    return rates[1:], solver.loss_history[: len(batches)]
 
 
-def epoch(data: Path, run: Path) -> tuple[float, float]:
-    """Tokens per second of an epoch, and the most anonymous memory, in bytes, NaN where it is not known."""
+def epoch(data: Path, run: Path) -> tuple[float, float, list[float]]:
+    """Tokens per second of an epoch, the most anonymous memory in bytes (NaN: not known), and all losses."""
     command = [sys.executable, "-m", "fastrnn", "train", "--data", data, "--out", run, "--epochs", "1"]
     process = subprocess.Popen(list(map(str, command)))
     status, most = Path(f"/proc/{process.pid}/status"), float("nan")
@@ -59,17 +62,22 @@ def epoch(data: Path, run: Path) -> tuple[float, float]:
         time.sleep(0.2)
     if process.returncode:
         raise RuntimeError(f"fastrnn train ended with {process.returncode}")
-    last = json.loads((run / training.METRICS).read_text().splitlines()[-1])
-    return float(last["tokens_per_second"]), float(most)
+    lines = [json.loads(line) for line in (run / training.METRICS).read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return float(lines[-1]["tokens_per_second"]), float(most), losses
 
 
 def main(data: Annotated[Path, typer.Argument(help="Data directory.", file_okay=False, exists=True)]) -> None:
     """Print what reading the data costs."""
     settings = training.Settings(str(data))
     with tempfile.TemporaryDirectory() as directory:
-        alone = kernels_alone(data, settings)
-        trained, memory = epoch(data, Path(directory) / "run")
-        alone += kernels_alone(data, settings)
+        before, expected = kernels_alone(data, settings)
+        trained, memory, losses = epoch(data, Path(directory) / "run")
+        after, _ = kernels_alone(data, settings)
+    if losses[: len(expected)] != expected:
+        raise RuntimeError("training and the kernels alone have other losses on the same minibatches")
+    alone = before + after
+    print(f"{fastrnn.get_num_threads()} threads each, the same losses in {len(expected)} iterations")
     print(f"kernels alone: {np.median(alone):,.0f} tokens/s ({min(alone):,.0f} to {max(alone):,.0f})")
     print(f"an epoch of training: {trained:,.0f} tokens/s, {trained / np.median(alone):.1%} of that")
     print(f"anonymous memory: {memory / 1e6:,.0f} MB at most")

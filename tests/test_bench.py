@@ -324,7 +324,7 @@ def test_the_measurements_of_scaling():
     assert 0 < scaling.allreduce(2, 1000) < 1
 
 
-def test_feeding(tmp_path, capsys):
+def test_feeding(tmp_path, capsys, monkeypatch):
     from fastrnn.bench import feeding
     from fastrnn.data import prepare_data
     from tests.datasets import write_coco
@@ -336,3 +336,12 @@ def test_feeding(tmp_path, capsys):
     assert "an epoch of training: " in trained
     if Path("/proc/self/status").exists():
         assert 10 < float(memory.split()[2].replace(",", "")) < 2000
+    epoch = feeding.epoch
+
+    def wrong(data, run):
+        rate, memory, losses = epoch(data, run)
+        return rate, memory, [loss + 1e-9 for loss in losses]
+
+    monkeypatch.setattr(feeding, "epoch", wrong)
+    with pytest.raises(RuntimeError, match="other losses on the same minibatches"):
+        feeding.main(tmp_path / "data")

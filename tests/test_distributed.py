@@ -129,6 +129,60 @@ def test_one_seed_one_run(tmp_path, data):
         assert runs[1][name].tobytes() == array.tobytes()
 
 
+EVALUATE = """
+import json, sys
+import fastrnn
+from fastrnn import evaluation
+from fastrnn.distributed import connect
+
+directory, path, distributed = json.loads(sys.argv[1])
+evaluation.BATCH = 7
+ranks = connect() if distributed else None
+fastrnn.set_num_threads(1)
+data, model = fastrnn.open_data(directory), fastrnn.CaptioningRNN.load(path)
+loss = evaluation.mean_loss(model, data.val, ranks)
+captions = evaluation.captions_of(model, data.val.features, data.idx_to_word, ranks)
+stopped = evaluation.mean_loss(model, data.val, ranks, lambda: ranks is not None and ranks.rank == 1)
+if not ranks or ranks.rank == 0:
+    print(json.dumps([loss, captions, stopped]))
+"""
+
+
+def test_validation_is_shared(tmp_path, data):
+    """Loss to the last bit and captions are those of one process; where one rank is stopped, all are."""
+    opened = fastrnn.open_data(data)
+    np.random.seed(0)
+    model = fastrnn.CaptioningRNN(opened.word_to_idx, opened.input_dim, 7, 11, "lstm")
+    model.save(tmp_path / "model")
+
+    def evaluate(ranks):
+        arguments = json.dumps([str(data), str(tmp_path / "model"), ranks > 1])
+        if ranks == 1:
+            return json.loads(alone(EVALUATE, arguments).stdout)
+        return json.loads(run(ranks, "-c", EVALUATE, arguments)[0])
+
+    loss, captions, stopped = evaluate(1)
+    assert stopped == loss
+    assert len({" ".join(caption) for caption in captions}) > 3
+    for ranks in (2, 3):
+        assert evaluate(ranks) == [loss, captions, None]
+
+
+def test_one_after_the_other(tmp_path):
+    """As kernels are compiled: what the first rank leaves behind is there for the second."""
+    code = f"""
+import pathlib, time
+from fastrnn.distributed import connect
+ranks, path = connect(), pathlib.Path({str(tmp_path / "order")!r})
+with ranks.one_after_the_other_on_each_machine():
+    time.sleep(0 if ranks.rank else 0.5)
+    with path.open("a") as file:
+        file.write(str(min(ranks.rank, 1)))
+"""
+    assert run(3, "-c", code)[2] == 0
+    assert (tmp_path / "order").read_text() == "011"
+
+
 # ---------------------------------------------------------------------------------------------------
 # The command
 
@@ -364,9 +418,9 @@ solver.CaptioningSolver._update = differs
 # Launchers
 
 
-def alone(code, **environment):
+def alone(code, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,

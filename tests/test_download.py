@@ -44,6 +44,18 @@ def zipped(directory, extra=(), without=()):
     return content.getvalue()
 
 
+def patched(archive, **fields):
+    """An archive whose first member says that it is encrypted, or compressed by another method."""
+    content = bytearray(archive)
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        starts = {"flags": 6, "method": 8}
+        for name, value in fields.items():
+            local, central = opened.infolist()[0].header_offset, opened.start_dir
+            for place in (local + starts[name], central + starts[name] + 2):
+                content[place : place + 2] = value.to_bytes(2, "little")
+    return bytes(content)
+
+
 class Server(ThreadingHTTPServer):
     """Serves ``files`` by path; ``cuts`` says after how many bytes the next answers break off."""
 
@@ -153,7 +165,9 @@ def test_mirrors(server, tmp_path):
         ]
         fastrnn.data.download_data(tmp_path / "data", urls, sha256=checksum)
     assert server.asked == ["gone.zip"] * 3 + ["other.zip", "coco.zip"]
-    fastrnn.data.download_data(tmp_path / "again", [server.url("other.zip"), server.url("coco.zip")])
+    server.files["damaged.zip"] = server.files["coco.zip"].replace(b"PK\x03\x04", b"PK\x00\x00", 1)
+    urls = [server.url(name) for name in ("other.zip", "damaged.zip", "coco.zip")]
+    fastrnn.data.download_data(tmp_path / "again", urls)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "data"]
 
 
@@ -213,6 +227,11 @@ def test_archives_that_are_none(server, published, tmp_path):
         (
             zipped(published, [("other/coco2014_captions.h5", b"x")]),
             "the archive has coco2014_captions.h5 twice",
+        ),
+        (patched(good, flags=1), "the archive cannot be unpacked: .* encrypted"),
+        (
+            patched(good, method=99),
+            "the archive cannot be unpacked: That compression method is not supported",
         ),
     ):
         server.files["coco.zip"] = content

@@ -322,6 +322,19 @@ def test_clip(rng, dtype):
     assert broken["a"][0] == 1
 
 
+def test_the_norm_does_not_depend_on_the_number_of_threads(rng):
+    """BLAS would sum in as many parts as it has threads."""
+    grads = {"a": rng.standard_normal(3_000_001)}
+    threads, norms = fastrnn.get_num_threads(), set()
+    try:
+        for n in (1, 2, 3):
+            fastrnn.set_num_threads(n)
+            norms.add(clip(grads, 1e9))
+    finally:
+        fastrnn.set_num_threads(threads)
+    assert len(norms) == 1
+
+
 def test_clipping_in_training(rng):
     """Plain gradient descent moves as far as the clipped gradient's norm."""
     solver = fastrnn.CaptioningSolver(

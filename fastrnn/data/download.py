@@ -30,8 +30,9 @@ def download_data(
     """Fetch the archive of the published data set and unpack its files into the new directory ``out``.
 
     ``urls`` are tried in turn, each some times from the beginning where the connection breaks, until one
-    gives the archive; with ``sha256`` (64 hexadecimal digits) only one with that checksum. Only the published
-    files are unpacked, wherever in the archive they are, and opened to see that they are whole and fit.
+    gives the data set; with ``sha256`` (64 hexadecimal digits) only in an archive of that checksum. Only the
+    published files are unpacked, wherever in the archive they are, and opened to see that they are whole and
+    fit.
 
     Returns what is not as published, a sentence for each file. Raises ``FileExistsError`` where ``out`` holds
     something, ``ConnectionError`` where no URL can be had, ``ValueError`` for another checksum, for what is
@@ -40,18 +41,35 @@ def download_data(
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise ValueError(f"sha256: expected 64 hexadecimal digits, got {sha256!r}")
-    with files.new_directory(out) as directory:
-        archive = directory / "archive.zip"
-        with files.naming(Path(out)):
-            _fetch(archive, urls, sha256, progress)
-            _unpack(archive, directory, progress)
-        archive.unlink()
+    failures: list[str] = []
+    answered = False
+    for url in urls:
         try:
-            coco.open_data(directory)
-        except (OSError, ValueError) as error:
-            message = str(error).replace(f"{directory}/", "")
-            raise ValueError(f"{out}: the archive does not hold the data set: {message}") from error
-        sizes = {name: (directory / name).stat().st_size for name in SIZES if (directory / name).exists()}
+            with files.new_directory(out) as directory, files.naming(Path(out)):
+                archive = directory / "archive.zip"
+                _fetch(archive, url, sha256, progress)
+                _unpack(archive, directory, progress)
+                archive.unlink()
+                return _differences(directory)
+        except ConnectionError as error:
+            failures.append(f"{url}: {error}")
+        except ValueError as error:
+            failures.append(f"{url}: {error}")
+            answered = True
+    message = "; ".join(failures) or "no URL was given"
+    if answered:
+        raise ValueError(message)
+    raise ConnectionError(f"could not download: {message}; other places can be given by --url")
+
+
+def _differences(directory: Path) -> list[str]:
+    """What is not as published in a whole data set. Raises ``ValueError`` where it is not whole."""
+    try:
+        coco.open_data(directory)
+    except (OSError, ValueError) as error:
+        message = str(error).replace(f"{directory}/", "")
+        raise ValueError(f"the archive does not hold the data set: {message}") from error
+    sizes = {name: (directory / name).stat().st_size for name in SIZES if (directory / name).exists()}
     return [
         f"{name} has {size} bytes, the published one {SIZES[name]}"
         for name, size in sizes.items()
@@ -59,41 +77,27 @@ def download_data(
     ]
 
 
-def _fetch(archive: Path, urls: Sequence[str], sha256: str | None, progress: bool) -> None:
-    """The first archive to be had with the checksum."""
+def _fetch(archive: Path, url: str, sha256: str | None, progress: bool) -> None:
+    """Raises ``ConnectionError`` where the URL gives nothing, ``ValueError`` for another checksum."""
     try:
         import pooch
         import requests
     except ImportError as error:
         raise ImportError("downloading needs pooch: pip install 'fastrnn[download]'") from error
-    failures = []
-    answered = False
-    for url in urls:
-        source = pooch.create(
-            path=archive.parent,
-            base_url="",
-            registry={archive.name: None},
-            urls={archive.name: url},
-            retry_if_failed=ATTEMPTS - 1,
-        )
-        try:
-            source.fetch(archive.name, downloader=pooch.HTTPDownloader(progressbar=progress))
-        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL
-            failures.append(f"{url}: {error}")
-            continue
-        answered = True
-        found = pooch.file_hash(str(archive), alg="sha256")
-        if sha256 is not None and found != sha256.lower():
-            failures.append(f"{url}: expected the SHA-256 checksum {sha256.lower()}, got {found}")
-        elif not zipfile.is_zipfile(archive):
-            failures.append(f"{url}: what it gives is not a whole zip archive")
-        else:
-            return
-        archive.unlink()
-    message = "; ".join(failures) or "no URL was given"
-    if answered:
-        raise ValueError(message)
-    raise ConnectionError(f"could not download: {message}; other places can be given by --url")
+    source = pooch.create(
+        path=archive.parent,
+        base_url="",
+        registry={archive.name: None},
+        urls={archive.name: url},
+        retry_if_failed=ATTEMPTS - 1,
+    )
+    try:
+        source.fetch(archive.name, downloader=pooch.HTTPDownloader(progressbar=progress))
+    except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL
+        raise ConnectionError(str(error)) from error
+    found = pooch.file_hash(str(archive), alg="sha256")
+    if sha256 is not None and found != sha256.lower():
+        raise ValueError(f"expected the SHA-256 checksum {sha256.lower()}, got {found}")
 
 
 def _unpack(archive: Path, directory: Path, progress: bool) -> None:
@@ -116,5 +120,7 @@ def _unpack(archive: Path, directory: Path, progress: bool) -> None:
                     bar.update(member.file_size)
     except FileExistsError as error:
         raise ValueError(f"the archive has {Path(error.filename).name} twice") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"not a whole zip archive: {error}") from error
+    except RuntimeError as error:  # encrypted, or compressed by a method that zipfile does not know
+        raise ValueError(f"the archive cannot be unpacked: {error}") from error
